@@ -1,0 +1,143 @@
+"""The networks, each of fewer than 200,000 parameters: images N×3×32×32 in, logits N×classes out.
+
+    python model.py          # table of all networks: parameters, multiply-adds, receptive field
+    python model.py NAME     # the layer-by-layer summary of one
+"""
+
+import copy
+import sys
+
+import torch
+import torchsummary
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+LIMIT = 200_000
+
+
+class Network(nn.Sequential):
+    """Layers in order, the last of which gives N×classes×1×1; `forward` flattens that to logits N×classes."""
+
+    def forward(self, images):
+        return super().forward(images).flatten(1)
+
+
+def unit(inputs, outputs, kernel_size=3, dropout=0.0, **convolution):
+    """Convolution without bias (the BatchNorm has one), ReLU, BatchNorm, dropout: the order of the table this began with."""
+    return [nn.Conv2d(inputs, outputs, kernel_size, bias=False, **convolution), nn.ReLU(inplace=True),
+            nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+
+
+def s8(classes, dropout):
+    """The network this project started from: 12 units, 1×1 bottlenecks, resolution 32 → 28 → 24 by dilation alone.
+
+    The table gives the sizes, not the dilation. Here it is 2 without padding, the choice in which no tap of the kernel ever
+    reads a border of zeros; dilation 3 with padding 1 would give the same sizes.
+    """
+    dilated, same, bottleneck = dict(dilation=2), dict(padding=1), dict(kernel_size=1)
+    plan = [(3, 16, same), (16, 16, same), (16, 32, dilated), (32, 32, same), (32, 64, same), (64, 32, bottleneck),
+            (32, 32, same), (32, 32, same), (32, 64, dilated), (64, 64, same), (64, 128, same), (128, 64, bottleneck)]
+    units = [layer for inputs, outputs, options in plan for layer in unit(inputs, outputs, dropout=dropout, **options)]
+    return Network(*units, nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, classes, 1, bias=False))
+
+
+def fast(classes, dropout):
+    """Reaches 85% soonest on a CPU."""
+    def block(inputs, outputs, kernel_size=3, **convolution):
+        return [nn.Conv2d(inputs, outputs, kernel_size, bias=False, **convolution), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    return Network(*block(3, 32, 4, stride=2, padding=1), *block(32, 48, padding=1), nn.MaxPool2d(2),
+                   *block(48, 64, padding=1), *block(64, 64, padding=1), nn.MaxPool2d(2),
+                   *block(64, 80, padding=1), *block(80, 80, padding=1), nn.AdaptiveMaxPool2d(1),
+                   nn.Dropout(dropout), nn.Conv2d(80, classes, 1, bias=False))
+
+
+NETWORKS = {"fast": fast, "s8": s8}
+
+
+def build(name, num_classes=10, dropout=0.0):
+    """The network `name` with fresh weights. ValueError for an unknown name, or 200,000 parameters or more."""
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
+    network = NETWORKS[name](num_classes, dropout)
+    if (count := count_parameters(network)) >= LIMIT:
+        raise ValueError(f"network {name} has {count:,} parameters with {num_classes} classes; fewer than {LIMIT:,} are allowed")
+    return network
+
+
+def load(path):
+    """The trained network in a best.pt or last.pt, in eval mode: images N×3×32×32 in 0 to 1 in, logits out; `.classes` names them.
+
+    Only tensors and plain types are read from the file, so one from a stranger cannot run code.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    network = build(saved["network"], len(saved["classes"]))
+    network.load_state_dict(saved["weights"])
+    ready = nn.Sequential(v2.Normalize(saved["mean"], saved["std"]), network).eval()
+    ready.classes = saved["classes"]
+    return ready
+
+
+def count_parameters(network):
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def multiply_adds(network):
+    """Multiply-adds for one 3×32×32 image, as torch counts them (convolutions and matrix products)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(network).cpu().eval()(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() // 2
+
+
+def receptive_field(network):
+    """Side in pixels of the input square that one position before the global pooling depends on.
+
+    Each layer widens it by (kernel - 1)·dilation steps of the product of all strides before it.
+    """
+    field, jump = 1, 1
+    for layer in network.modules():
+        if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            break
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            kernel, stride, dilation = (value[0] if isinstance(value, tuple) else value
+                                        for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1)))
+            field += (kernel - 1) * dilation * jump
+            jump *= stride
+    return field
+
+
+def facts(network):
+    """One line: parameters of those allowed, multiply-adds, receptive field."""
+    return (f"{count_parameters(network):,} parameters of fewer than {LIMIT:,}, {multiply_adds(network) / 1e6:.1f} million multiply-adds "
+            f"an image, receptive field {receptive_field(network)} pixels")
+
+
+def summary(network):
+    """Print torchsummary's table, of a copy: its forward pass would move BatchNorm's statistics and the random state."""
+    with torch.random.fork_rng(devices=[]):
+        torchsummary.summary(copy.deepcopy(network).cpu().eval(), (3, 32, 32), device="cpu")
+
+
+def main(argv=None):
+    """Print the table of all networks, or the summary of the one named."""
+    names = sys.argv[1:] if argv is None else argv
+    if names:
+        try:
+            network = build(names[0])
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        summary(network)
+        print(facts(network))
+        return 0
+    print(f"{'network':<16}{'parameters':>12}{'multiply-adds':>16}{'receptive field':>18}")
+    for name in NETWORKS:
+        network = build(name)
+        print(f"{name:<16}{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
