@@ -109,7 +109,7 @@ def folder(root, progress):
         pass  # none yet, or damaged: decode again
     tensors = []
     for part in (train, test):
-        bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=not progress, leave=False)
+        bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None if progress else True, leave=False)
         images = torch.stack([image for image, _ in bar]).contiguous(memory_format=torch.channels_last)
         tensors += [images, torch.tensor(part.targets)]
     try:

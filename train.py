@@ -153,6 +153,8 @@ class Trainer:
         """
         network.train(update is not None)
         for images, labels in loader:
+            if update:  # dropout's choices, like the loader's, follow from the settings and the place alone
+                torch.manual_seed(((self.settings.seed * 1_000_003 + len(self.rows)) * 1_000_003 + self.step) * 1009 + self.rank & 2**63 - 1)
             with torch.set_grad_enabled(update is not None), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 logits = network(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing, reduction="sum")
@@ -223,7 +225,7 @@ class Trainer:
         self.saved_at, totals = time.monotonic(), self.over_ranks(self.totals)
         if self.rank or self.folder is None:
             return
-        weights = {"format": files.FORMAT, "torch": torch.__version__, "network": self.settings.network, "weights": self.network.state_dict(),
+        weights = {"format": files.FORMAT, "torch": str(torch.__version__), "network": self.settings.network, "weights": self.network.state_dict(),
                    "classes": self.dataset.classes, "mean": self.dataset.mean, "std": self.dataset.std, "source": self.dataset.source,
                    "test_accuracy": self.rows[-1][TEST_ACCURACY] if self.rows else None}
         if self.step == 0 and self.rows and best(self.rows) is self.rows[-1]:
@@ -240,8 +242,8 @@ class Trainer:
                            f"{self.settings.network} for {len(self.dataset.classes)}; give the data it was trained on")
         self.network.load_state_dict(saved["weights"])
         self.rows, self.step, self.seconds = saved["rows"], saved["step"], saved["seconds"]
+        self.optimizer.step()  # does nothing without gradients, but StepLR wants to see it first
         for _ in self.rows:
-            self.optimizer.step()  # without gradients it does nothing, but StepLR wants to see it first
             self.scheduler.step()
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": saved["optimizer"]})
         if self.rank == 0:  # the sums of all ranks

@@ -1,0 +1,135 @@
+"""Images per second of each part of training, side by side in one run, and the ratios that tell where time goes.
+
+    python -m benchmarks.throughput                      # every network
+    python -m benchmarks.throughput fast s8 batch_size=128
+
+For each network: (a) our batches alone; (b) torchvision's usual pipeline alone (PIL images, RandomCrop, RandomHorizontalFlip,
+ToTensor, Normalize, DataLoader with 2 workers, batches of 128); (c) the training step on one fixed batch; (d) the real training loop;
+(e) the network's convolutions alone, forward and backward, each at its own shape: the limit. The images are random; what is measured
+does not depend on them. Medians of several rounds, in which the parts take turns, so that a noisy machine hits all alike.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import data
+import model
+import settings as configuration
+import train
+
+IMAGES, ROUNDS = 20_000, 3
+
+
+class Pictures(Dataset):
+    """What torchvision's CIFAR10 does for each image: an array to a PIL image, then the transform."""
+
+    def __init__(self, split):
+        self.images, self.labels = split.images.permute(0, 2, 3, 1).contiguous().numpy(), split.labels.tolist()
+        self.transform = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                                             transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def rate(work, seconds=2.0):
+    """Images per second of `work`, an iterator that yields numbers of images done, after its first one."""
+    next(work)
+    began, images = time.perf_counter(), 0
+    for count in work:
+        images += count
+        if (spent := time.perf_counter() - began) > seconds:
+            break
+    return images / spent
+
+
+def synchronise(device):
+    """Wait for the device, so that what was asked of it is done when the clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ours(trainer):
+    for epoch in range(1000):
+        for images, _ in trainer.train_loader.epoch(epoch):
+            synchronise(trainer.device)
+            yield len(images)
+
+
+def torchvisions(loader):
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+def fixed_batch(trainer):
+    batch = next(trainer.train_loader.epoch())
+    while True:
+        for _ in trainer.batches(trainer.forward, [batch], trainer.totals, trainer.update):
+            synchronise(trainer.device)
+            yield len(batch[0])
+
+
+def real_loop(trainer):
+    for epoch in range(1000):
+        trainer.step = 0
+        for logits, _ in trainer.batches(trainer.forward, trainer.train_loader.epoch(epoch), trainer.totals, trainer.update):
+            trainer.step += 1
+            trainer.attend()
+            yield len(logits)
+
+
+def convolutions(trainer):
+    """Every convolution of the network, forward and backward, on inputs of its own shape kept from one pass."""
+    calls = []
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0].detach(), output.detach())))
+             for layer in trainer.network.modules() if isinstance(layer, nn.Conv2d)]
+    images, _ = next(trainer.train_loader.epoch())
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bfloat16):
+        trainer.network(images)
+    for hook in hooks:
+        hook.remove()
+    # The first convolution needs no gradient of the images; all others need one of their input.
+    calls = [(layer, entry.requires_grad_(number > 0), torch.ones_like(result)) for number, (layer, entry, result) in enumerate(calls)]
+    while True:
+        for layer, entry, gradient in calls:
+            with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bfloat16):
+                result = layer(entry)
+            torch.autograd.grad(result, [layer.weight, entry][: 1 + entry.requires_grad], gradient)
+        synchronise(trainer.device)
+        yield len(images)
+
+
+def main(argv=None):
+    """Print the table for the networks named, or for all."""
+    arguments = sys.argv[1:] if argv is None else argv
+    pairs = [argument for argument in arguments if "=" in argument]
+    names = [argument for argument in arguments if "=" not in argument] or list(model.NETWORKS)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    split = data.Split(images, torch.arange(IMAGES) % 10)
+    dataset = data.Dataset("random images", [str(label) for label in range(10)], split, split, [0.5] * 3, [0.25] * 3)
+    loader = DataLoader(Pictures(split), batch_size=128, shuffle=True, num_workers=2)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; images/s, median of {ROUNDS} rounds")
+    print(f"{'network':<16}" + "".join(f"{title:>13}" for title in ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")))
+    for name in names:
+        settings = train.resolve(configuration.read([*pairs, f"network={name}"]))
+        trainer = train.Trainer(settings, dataset, train.pick_device(settings.device))
+        rounds = [[rate(work) for work in (ours(trainer), torchvisions(loader), fixed_batch(trainer), real_loop(trainer), convolutions(trainer))]
+                  for _ in range(ROUNDS)]
+        a, b, c, d, e = (statistics.median(column) for column in zip(*rounds))
+        print(f"{name:<16}{a:>13,.0f}{b:>13,.0f}{c:>13,.0f}{d:>13,.0f}{e:>13,.0f}{a / b:>13.1f}{d / c:>13.2f}{d / e:>13.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import data
+from conftest import CLASSES
+from data import DataError, Loader, Split
+
+
+def numbered(n, size=8):
+    """A split of n pictures, each filled with its own number, whose label is that number too."""
+    numbers = torch.arange(n)
+    return Split(numbers.view(-1, 1, 1, 1).expand(n, 3, size, size).to(torch.uint8).contiguous(), numbers)
+
+
+def loader(split, batch_size=16, **options):
+    return Loader(split, [0.0] * 3, [1 / 255] * 3, batch_size, **options)
+
+
+def gradient_split(n=64):
+    """Pictures that rise from left to right and from top to bottom, all the same."""
+    ramp = torch.arange(32).view(1, 1, 1, 32) * 7 + torch.arange(32).view(1, 1, 32, 1)
+    return Split(ramp.expand(n, 3, 32, 32).to(torch.uint8).contiguous(), torch.zeros(n, dtype=torch.long))
+
+
+@given(n=st.integers(1, 70), batch_size=st.integers(1, 80), world=st.integers(1, 5), epoch=st.integers(0, 3), shuffle=st.booleans())
+def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, epoch, shuffle):
+    split = numbered(n)
+    loaders = [loader(split, batch_size, shuffle=shuffle, crop=2, rank=rank, world=world) for rank in range(world)]
+    seen = []
+    for shards in zip(*(each.epoch(epoch) for each in loaders), strict=True):
+        sizes = [len(labels) for _, labels in shards]
+        assert max(sizes) - min(sizes) <= 1 and sum(sizes) <= batch_size
+        for images, labels in shards:
+            assert torch.equal(images[:, 0, 0, 0], labels.float())  # labels stay with their images
+            seen += labels.tolist()
+    assert sorted(seen) == list(range(n))
+    assert len(loaders[0]) == len(list(loaders[0].epoch(epoch)))
+
+
+def test_same_seed_and_epoch_same_batches_wherever_one_starts():
+    options = dict(shuffle=True, flip=True, crop=4, cutout=8)
+    split = gradient_split()
+    first = list(loader(split, seed=3, **options).epoch(5))
+    again = list(loader(split, seed=3, **options).epoch(5, start=2))
+    assert all(torch.equal(a, b) for one, two in zip(first[2:], again, strict=True) for a, b in zip(one, two))
+    for seed, epoch in ((4, 5), (3, 6)):
+        other = next(loader(split, seed=seed, **options).epoch(epoch))
+        assert not torch.equal(other[0], first[0][0])
+
+
+def test_test_batches_are_in_order_and_untouched():
+    split = numbered(50)
+    images, labels = (torch.cat(parts) for parts in zip(*loader(split, 16).epoch()))
+    assert torch.equal(labels, split.labels) and torch.equal(images, split.images.float())
+
+
+def test_every_image_has_its_own_crop_mirror_and_cutout():
+    plain = gradient_split(1).images[0, 0].float()
+    images, _ = next(loader(gradient_split(256), 256, crop=4).epoch())
+    padded = np.pad(plain.numpy(), 4, mode="reflect")
+    crops = {padded[top:top + 32, left:left + 32].tobytes() for top in range(9) for left in range(9)}
+    got = {image[0].numpy().tobytes() for image in images}
+    assert got <= crops and len(got) > 60  # of 81
+
+    images, _ = next(loader(gradient_split(256), 256, flip=True).epoch())
+    mirrored = (images[:, 0] == plain.flip(1)).all((1, 2))
+    assert (mirrored | (images[:, 0] == plain).all((1, 2))).all() and 90 < mirrored.sum() < 166
+
+    white = Split(torch.full((256, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(256, dtype=torch.long))
+    for side in (7, 8, 16):
+        images, _ = next(loader(white, 256, cutout=side).epoch())
+        holes = images[:, 0] == 0
+        assert holes.sum((1, 2)).max() == side * side and holes.any((1, 2)).all()
+        assert len({hole.numpy().tobytes() for hole in holes}) > 200
+
+
+def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):
+    found = data.load("folder", pictures, progress=False)
+    pixels = found.train.images.double() / 255
+    assert torch.allclose(torch.tensor(found.mean), pixels.mean((0, 2, 3)).float())
+    assert torch.allclose(torch.tensor(found.std), pixels.std((0, 2, 3), correction=0).float())
+    images, _ = next(Loader(found.train, found.mean, found.std, 100).epoch())
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5) and torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+
+
+def test_synthetic_is_the_same_each_time_and_balanced():
+    one, two = data.load("synthetic", "unused"), data.load("synthetic", "unused")
+    assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.source
+    assert len(one.classes) == 10 and one.test.labels.bincount().tolist() == [400] * 10
+    assert not torch.equal(one.train.images[:1000], one.train.images[1000:2000])
+
+
+@pytest.fixture
+def copy(pictures, tmp_path):
+    return shutil.copytree(pictures, tmp_path / "copy", ignore=shutil.ignore_patterns("decoded.pt"))
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.train + one.test, two.train + two.test))
+
+
+def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(data, "decode", lambda path, decode=data.decode: decoded.append(path) or decode(path))
+    first = data.load("folder", copy, progress=False)
+    assert first.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7] and len(decoded) == 33
+    assert same(first, data.load("folder", copy, progress=False)) and len(decoded) == 33
+    os.utime(copy / "train" / "cat" / "3.png", ns=(1, 1))
+    data.load("folder", copy, progress=False)
+    assert len(decoded) == 66
+    (copy / "test" / "dog" / "0.png").unlink()
+    assert len(data.load("folder", copy, progress=False).test.labels) == 11 and len(decoded) == 66 + 32
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:20000] + b"\x55" + raw[20001:], lambda raw: b"", lambda raw: b"x" * 100])
+def test_damaged_kept_copy_is_rebuilt(copy, damage):
+    first = data.load("folder", copy, progress=False)
+    raw = (copy / "decoded.pt").read_bytes()
+    (copy / "decoded.pt").write_bytes(damage(raw))
+    assert same(first, data.load("folder", copy, progress=False))
+    assert (copy / "decoded.pt").read_bytes() == raw
+
+
+def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
+    path = tmp_path / "picture.png"
+    for mode, colour, expected in (("L", 90, [90] * 3), ("RGBA", (10, 20, 30, 255), [10, 20, 30]), ("RGBA", (10, 20, 30, 0), [255] * 3),
+                                   ("LA", (90, 255), [90] * 3), ("1", 1, [255] * 3), ("P", 0, [0] * 3)):
+        Image.new(mode, (50, 20), colour).save(path)
+        assert data.decode(path).float().mean((1, 2)).tolist() == expected, mode
+    Image.new("CMYK", (40, 40), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
+    assert data.decode(tmp_path / "cmyk.jpg").shape == (3, 32, 32)
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("white", "black")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert data.decode(tmp_path / "moving.gif").min() == 255
+    Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(path)
+    with pytest.raises(DataError, match="picture.png.*8 bits"):
+        data.decode(path)
+
+
+def test_turned_photograph_is_set_upright(tmp_path):
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste("white", (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = data.decode(tmp_path / "turned.png")[0]
+    assert upright[:, 16:].min() == 255 and upright[:, :16].max() == 0
+
+
+def damaged_picture(root):
+    path = root / "test" / "dog" / "2.png"
+    path.write_bytes(path.read_bytes()[:30])
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda root: shutil.rmtree(root / "train"), "train: there is no such folder"),
+    (lambda root: shutil.rmtree(root / "test"), "test: there is no such folder"),
+    (lambda root: shutil.rmtree(root), "train: there is no such folder"),
+    (lambda root: shutil.rmtree(root / "test" / "owl"), "owl"),
+    (lambda root: (root / "train" / "yak").mkdir(), "yak"),
+    (lambda root: [path.unlink() for path in (root / "test" / "owl").iterdir()], "owl: holds no picture"),
+    (lambda root: [shutil.rmtree(folder) for folder in (root / "train").iterdir()], "folder of pictures a class"),
+    (damaged_picture, "2.png: cannot be read as a picture"),
+])
+def test_bad_folder_is_refused_by_name(copy, spoil, words, capsys):
+    spoil(copy)
+    assert data.main(["folder", str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+
+
+def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    assert data.main(["cifar10", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in ("cifar-10-python.tar.gz", "dataset=folder", "dataset=synthetic")) and len(error.splitlines()) == 1
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    batch.parent.mkdir()
+    batch.write_bytes(b"torn")
+    assert data.main(["cifar10", str(tmp_path)]) == 2
+    assert "data_batch_3: is damaged" in capsys.readouterr().err
+
+
+def test_command_line_prints_what_is_there(pictures, capsys):
+    assert data.main(["folder", str(pictures)]) == 0
+    assert "21 training and 12 test images" in capsys.readouterr().out

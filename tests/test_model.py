@@ -1,0 +1,67 @@
+import pytest
+import torch
+import torchsummary
+from torch import nn
+
+import model
+
+
+@pytest.mark.parametrize("name", model.NETWORKS)
+def test_every_network_is_small_and_gives_logits(name):
+    network = model.build(name).eval()
+    assert model.count_parameters(network) < 200_000
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert model.build(name, num_classes=7).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    assert model.multiply_adds(network) > 0 and model.receptive_field(network) > 1
+
+
+def test_s8_is_the_table_it_began_with(capsys):
+    units = [(16, 32, 432), (16, 32, 2304), (32, 28, 4608), (32, 28, 9216), (64, 28, 18432), (32, 28, 2048),
+             (32, 28, 9216), (32, 28, 9216), (64, 24, 18432), (64, 24, 36864), (128, 24, 73728), (64, 24, 8192)]
+    expected = []
+    for channels, side, parameters in units:
+        shape = f"[-1, {channels}, {side}, {side}]"
+        expected += [("Conv2d", shape, parameters), ("ReLU", shape, 0), ("BatchNorm2d", shape, 2 * channels), ("Dropout", shape, 0)]
+    expected += [("AdaptiveAvgPool2d", "[-1, 64, 1, 1]", 0), ("Conv2d", "[-1, 10, 1, 1]", 640)]
+    assert model.main(["s8"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[-1," in line]
+    assert len(lines) == 50
+    for number, (line, (layer, shape, parameters)) in enumerate(zip(lines, expected), 1):
+        assert line.split()[0] == f"{layer}-{number}"
+        assert shape in line and line.split()[-1] == f"{parameters:,}"
+    assert model.count_parameters(model.build("s8")) == 194_480
+
+
+def test_too_large_a_network_is_refused():
+    with pytest.raises(ValueError, match="network s8 has 513,840 parameters with 5000 classes; fewer than 200,000"):
+        model.build("s8", num_classes=5000)
+
+
+def test_unknown_network_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="fast, "):
+        model.build("resnet50")
+
+
+def test_receptive_field_of_known_layers():
+    layers = [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 5)]
+    assert model.receptive_field(nn.Sequential(*layers)) == 3 + 1 + 4 * 2
+
+
+def test_multiply_adds_of_known_layers():
+    assert model.multiply_adds(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False))) == 30 * 30 * 3 * 4 * 9
+
+
+def test_summary_changes_neither_network_nor_random_state(capsys):
+    network = model.build("fast").train()
+    weights, state = {key: value.clone() for key, value in network.state_dict().items()}, torch.get_rng_state()
+    model.summary(network)
+    assert torch.equal(torch.get_rng_state(), state) and network.training
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_command_line(capsys):
+    assert model.main([]) == 0
+    assert all(name in capsys.readouterr().out for name in ["s8"])
+    assert model.main(["nosuch"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,334 @@
+import csv
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import files
+import model
+import settings
+import train
+
+ROOT = Path(train.__file__).parent
+
+
+def metrics(folder):
+    """metrics.csv without the seconds, which no two runs share."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [row[:-1] for row in csv.reader(file)]
+
+
+def same_run(one, two):
+    """Whether two run folders hold the same metrics, weights and momentum, bit for bit."""
+    a, b = files.load(one / "last.pt"), files.load(two / "last.pt")
+    momentum = [[state["momentum_buffer"] for state in saved["optimizer"].values()] for saved in (a, b)]
+    assert a["weights"].keys() == b["weights"].keys() and len(momentum[0]) == len(momentum[1])
+    return (metrics(one) == metrics(two) and all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
+            and all(map(torch.equal, *momentum)))
+
+
+def at_batch(monkeypatch, number, action):
+    """Call `action` when the training loader is about to give its `number`th batch, counted over all epochs."""
+    given = iter(range(1, 1000))
+    epoch = data.Loader.epoch
+
+    def counted(self, *arguments):
+        for batch in epoch(self, *arguments):
+            if self.shuffle and next(given) == number:
+                action()
+            yield batch
+
+    monkeypatch.setattr(data.Loader, "epoch", counted)
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory):
+    """The folder of an undisturbed run with the settings of `arguments`."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train.main([f"data_dir={pictures}", "dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu", f"out={folder}"]) == 0
+    return folder
+
+
+def test_a_whole_run_and_its_files(call, arguments, tmp_path):
+    code, out, error = call(*arguments)
+    run = tmp_path / "run"
+    assert (code, error) == (0, "")
+    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv"]
+    rows = files.read_metrics(run / "metrics.csv")
+    assert list(rows[0]) == ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    assert [row["epoch"] for row in rows] == [1, 2] and all(0 <= row["test_accuracy"] <= 100 and row["seconds"] > 0 for row in rows)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    kept = settings.read(config=run / "config.yaml")
+    assert (kept.epochs, kept.lr, kept.step_size, kept.out) == (2, 0.05, 1, str(run))
+    for words in ("Conv2d-1", "of fewer than 200,000", "multiply-adds", "receptive field", "21 training and 12 test images", "epoch   2/2",
+                  f"test accuracy {rows[-1]['test_accuracy']:.2f}%", "not a result", f"--resume {run}", f"--evaluate {run}", "peak memory"):
+        assert words in out, words
+
+
+def test_evaluate_equals_the_last_line_of_training(call, finished):
+    code, out, _ = call("--evaluate", finished)
+    assert code == 0
+    assert f"{files.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out.splitlines()[-1]
+    assert all(re.search(rf"{name} +[\d.]+% of 4 images", out) for name in ("cat", "dog", "owl"))
+
+
+def test_the_best_weights_are_ready_for_use(finished, pictures):
+    network = model.load(finished / "best.pt")
+    found = data.load("folder", pictures)
+    right = (network(found.test.images / 255).argmax(1) == found.test.labels).float().mean()
+    best = max(row["test_accuracy"] for row in files.read_metrics(finished / "metrics.csv"))
+    assert not network.training and network.classes == ["cat", "dog", "owl"] and abs(100 * right - best) < 9  # one picture
+
+
+def test_same_settings_same_run(call, arguments, tmp_path, finished):
+    assert call(*arguments)[0] == 0
+    assert same_run(tmp_path / "run", finished)
+    assert call(*arguments[:-1], "seed=1", f"out={tmp_path / 'other'}")[0] == 0
+    assert not same_run(tmp_path / "other", finished)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed_is_the_run_that_never_stopped(call, arguments, tmp_path, finished, monkeypatch, batch, number):
+    with monkeypatch.context() as patch:
+        at_batch(patch, batch, lambda: signal.raise_signal(number))
+        code, _, error = call(*arguments)
+    run = tmp_path / "run"
+    assert code == 128 + number and error == f"stopped and saved; go on with: python train.py --resume {run}\n"
+    assert files.load(run / "last.pt")["step"] == (batch - 1) % 3 + 1
+    assert call("--resume", run)[0] == 0
+    assert same_run(run, finished)
+
+
+def test_stopped_in_the_test_and_resumed(call, arguments, tmp_path, finished, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "test", lambda self, test=train.Trainer.test: signal.raise_signal(signal.SIGINT) or test(self))
+        assert call(*arguments)[0] == 130
+    assert metrics(tmp_path / "run")[1:] == []
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", finished)
+
+
+def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finished, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 5, kill)
+        with pytest.raises(Killed):
+            train.main([*arguments, "checkpoint_minutes=1e-9"])
+    assert files.load(tmp_path / "run" / "last.pt")["step"] == 1
+    assert call("--resume", tmp_path / "run", "checkpoint_minutes=5")[0] == 0
+    assert same_run(tmp_path / "run", finished)
+
+
+def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    assert call("--resume", run, "epochs=4", "lr=0.01", "gamma=0.5", "step_size=2")[0] == 0
+    rows = files.read_metrics(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and [row["lr"] for row in rows[2:]] == [0.005, 0.005]
+    kept = settings.read(config=run / "config.yaml")
+    assert (kept.epochs, kept.lr, kept.gamma, kept.step_size) == (4, 0.01, 0.5, 2)
+
+
+def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch):
+    used = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: used.append(self.param_groups[0]["lr"]) or step(self))
+    assert call(*arguments, "epochs=3", "lr=0.3", "step_size=2", "gamma=0.5", "warmup_epochs=1")[0] == 0
+    assert used == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.15] * 3)
+    assert [row["lr"] for row in files.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx([0.3, 0.3, 0.15])
+
+
+@pytest.mark.parametrize("setting", ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere"])
+def test_resume_refuses_to_become_another_run(call, finished, setting):
+    before = (finished / "config.yaml").read_bytes()
+    code, _, error = call("--resume", finished, setting)
+    assert code == 2 and setting.split("=")[0] in error and len(error.splitlines()) == 1
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def bad_inputs(tmp_path, finished):
+    (tmp_path / "list.yaml").write_text("- lr\n")
+    (tmp_path / "torn.yaml").write_text("lr: 1\nepochs: {\n")
+    (tmp_path / "empty").mkdir()
+    for name in ("unsaved", "damaged", "old", "foreign", "hostile"):
+        shutil.copytree(finished, tmp_path / name)
+    (tmp_path / "unsaved" / "last.pt").unlink()
+    raw = (finished / "last.pt").read_bytes()
+    (tmp_path / "damaged" / "last.pt").write_bytes(raw[: len(raw) // 2])
+    saved = torch.load(finished / "last.pt", weights_only=True)
+    torch.save(saved | {"format": 99}, tmp_path / "old" / "last.pt")
+    torch.save(saved | {"classes": ["cat", "dog"]}, tmp_path / "foreign" / "last.pt")
+    torch.save(saved | {"rows": Hostile()}, tmp_path / "hostile" / "last.pt")
+    return {
+        "unknown setting": (["epoch=3"], "did you mean epochs"),
+        "wrong type": (["epochs=ten"], "whole number"),
+        "unknown network": (["network=vgg"], "fast, "),
+        "unknown option": (["--epochs", "3"], "--help"),
+        "two commands": (["--resume", finished, "--evaluate", finished], "do not go together"),
+        "no config": (["--config", tmp_path / "none.yaml"], "cannot be read"),
+        "list config": (["--config", tmp_path / "list.yaml"], "line 1"),
+        "torn config": (["--config", tmp_path / "torn.yaml"], "line 3"),
+        "no run": (["--resume", tmp_path / "nowhere"], "no such run folder"),
+        "no run to evaluate": (["--evaluate", tmp_path / "nowhere"], "no such run folder"),
+        "empty run": (["--resume", tmp_path / "empty"], "config.yaml"),
+        "unsaved run": (["--resume", tmp_path / "unsaved"], "last.pt: there is no such file"),
+        "damaged run": (["--resume", tmp_path / "damaged"], "damaged"),
+        "old format": (["--resume", tmp_path / "old"], "format 99"),
+        "other classes": (["--resume", tmp_path / "foreign"], "2 classes"),
+        "hostile file": (["--resume", tmp_path / "hostile"], "last.pt"),
+        "taken folder": ([f"out={finished}"], "already holds a run"),
+        "no data": (["dataset=folder", f"data_dir={tmp_path / 'none'}", f"out={tmp_path / 'new'}"], "train"),
+    }
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("hostile-code-ran",)
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory, finished):
+    return bad_inputs(tmp_path_factory.mktemp("bad"), finished)
+
+
+@pytest.mark.parametrize("what", ["unknown setting", "wrong type", "unknown network", "unknown option", "two commands", "no config", "list config",
+                                  "torn config", "no run", "no run to evaluate", "empty run", "unsaved run", "damaged run", "old format",
+                                  "other classes", "hostile file", "taken folder", "no data"])
+def test_bad_input_gets_one_line_and_harms_nothing(call, bad, what, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    arguments, words = bad[what]
+    code, _, error = call(*arguments)
+    assert code == 2 and words in error and len(error.splitlines()) == 1, error
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_absent_cuda_is_named(call, arguments):
+    code, _, error = call(*arguments, "device=cuda")
+    assert code == 2 and "device=cuda" in error and len(error.splitlines()) == 1
+
+
+def test_diverging_loss_stops_the_run_and_keeps_the_checkpoint(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    code, _, error = call("--resume", run, "epochs=9", "lr=1e30", "gamma=1")
+    assert code == 2 and re.search(r"not finite|no longer finite in epoch 3, step \d, at learning rate 1e\+30", error) and len(error.splitlines()) == 1
+    assert (run / "last.pt").read_bytes() == (finished / "last.pt").read_bytes()
+
+
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint(call, arguments, finished, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 5, lambda: patch.setattr(os, "fsync", full))
+        code, _, error = call(*arguments)
+    run = tmp_path / "run"
+    assert code == 1 and "No space left" in error and str(run) in error and len(error.splitlines()) == 1
+    assert len(files.load(run / "last.pt")["rows"]) == 1 and not list(run.glob("*.tmp"))
+    assert call("--resume", run)[0] == 0
+    assert same_run(run, finished)
+
+
+def test_second_process_is_refused_and_a_dead_ones_lock_is_not(call, arguments, tmp_path):
+    run = tmp_path / "run"
+    with files.locked(run):
+        code, _, error = call(*arguments)
+        assert code == 2 and f"process {os.getpid()}" in error and len(error.splitlines()) == 1
+    run.mkdir()
+    (run / "run.lock").touch()
+    (run / "owner.txt").write_text("process 1 on nowhere")
+    assert call(*arguments)[0] == 0
+
+
+def test_file_size_limit_keeps_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    path = tmp_path / "file"
+    files.write_whole(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            files.write_whole(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_compiled_network_leaves_a_plain_checkpoint(call, arguments, tmp_path, finished, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
+    assert call(*arguments, "compile=on")[0] == 0
+    assert len(compiled) == 1
+    assert files.load(tmp_path / "run" / "last.pt")["weights"].keys() == model.build("fast", 3).state_dict().keys()
+
+
+def test_metrics_are_means_over_images_not_batches(arguments, pictures):
+    dataset = data.load("folder", pictures)
+    trainer = train.Trainer(settings.read([a for a in arguments if "=" in a] + ["label_smoothing=0", "step_size=1"]), dataset, torch.device("cpu"))
+    trainer.test_loader = data.Loader(dataset.test, dataset.mean, dataset.std, 5)
+    loss, accuracy = trainer.test()
+    images, labels = next(data.Loader(dataset.test, dataset.mean, dataset.std, 12).epoch())
+    with torch.no_grad():
+        logits = trainer.network.eval()(images)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=0.02)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=9)
+
+
+def launch(*arguments, ranks=None, **options):
+    """Start train.py in a process of its own, under torchrun when `ranks` is given."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else [sys.executable]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*runner, str(ROOT / "train.py"), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=environment, **options)
+
+
+def test_torchrun_trains_one_network_over_two_ranks(arguments, tmp_path, finished):
+    process = launch(*arguments, "batch_size=8", ranks=2)
+    out, error = process.communicate(timeout=120)
+    run = tmp_path / "run"
+    assert process.returncode == 0, error
+    assert out.count("epoch   2/2") == 1 and "2 ranks" in out
+    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv"]
+    totals = files.read_metrics(run / "metrics.csv")
+    assert [row["epoch"] for row in totals] == [1, 2]
+    assert all((row["test_accuracy"] * 12 / 100) == pytest.approx(round(row["test_accuracy"] * 12 / 100), abs=1e-3) for row in totals)  # of 12 images
+
+
+def test_torchrun_shows_an_error_once(arguments, tmp_path):
+    process = launch(*arguments, f"data_dir={tmp_path / 'none'}", ranks=2)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0 and error.count("error: ") == 1 and "there is no such folder" in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_process_stopped_from_outside_is_resumed_without_a_difference(call, arguments, tmp_path, number):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    settings = [*arguments, "epochs=40", "checkpoint_minutes=0.001"]
+    assert call(*settings, f"out={whole}")[0] == 0
+    process = launch(*settings)
+    for line in process.stdout:
+        if line.startswith("epoch   3"):
+            break
+    process.send_signal(getattr(signal, number))
+    code = process.wait(timeout=60)
+    process.stdout.close(), process.stderr.close()
+    assert code == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[number]
+    assert len(files.load(run / "last.pt")["rows"]) < 40
+    assert call("--resume", run)[0] == 0
+    assert same_run(run, whole)
