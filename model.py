@@ -8,6 +8,7 @@ import copy
 import sys
 
 import torch
+import torch.nn.functional as F
 import torchsummary
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +65,21 @@ def build(name, num_classes=10, dropout=0.0):
     if (count := count_parameters(network)) >= LIMIT:
         raise ValueError(f"network {name} has {count:,} parameters with {num_classes} classes; fewer than {LIMIT:,} are allowed")
     return network
+
+
+@torch.no_grad()
+def whiten(network, images):
+    """Start the first convolution from the principal components of the patches it sees, each with its negative, at unit variance.
+
+    `images` are normalised, N×3×H×W. Decorrelated inputs save about a tenth of the training; the layer goes on learning.
+    After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019), where the layer is frozen and before a convolution of its own.
+    """
+    layer = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    patches = F.unfold(images, layer.kernel_size, stride=layer.stride).transpose(1, 2).flatten(0, 1).double()
+    variances, components = torch.linalg.eigh(patches.T.cov())  # in rising order
+    count = min(layer.out_channels // 2, len(variances))
+    filters = (components / (variances + 0.01).sqrt()).T.flip(0)[:count].view(count, *layer.weight.shape[1:])
+    layer.weight[: 2 * count] = torch.cat([filters, -filters]).to(layer.weight)
 
 
 def load(path):

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import data
@@ -34,7 +35,7 @@ from data import DataError
 from files import RunError
 from settings import SettingsError
 
-FIXED = ("network", "dataset", "batch_size", "seed", "out")  # what makes a run that run and no other
+FIXED = ("network", "dataset", "batch_size", "average", "seed", "out")  # what makes a run that run and no other
 STEPS = 6  # how often the learning rate falls in a run whose step_size is left empty
 TEST_ACCURACY = files.COLUMNS.index("test_accuracy")
 SAVE = 1  # a number no stop signal has: save and go on
@@ -80,16 +81,28 @@ class Trainer:
             self.network = model.build(settings.network, len(dataset.classes), settings.dropout)
         except ValueError as error:
             raise SettingsError(str(error)) from None
+        if settings.whiten:
+            sample = data.Split(*(part[:: max(1, len(part) // 2000)] for part in dataset.train))
+            images, _ = next(data.Loader(sample, dataset.mean, dataset.std, len(sample.labels)).epoch())
+            model.whiten(self.network, images)
         self.network.to(device, memory_format=torch.channels_last)
         if settings.sync_batchnorm and device.type == "cuda" and self.world > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+        self.tested = self.average.module if settings.average else self.network
         self.forward = nn.parallel.DistributedDataParallel(self.network) if self.world > 1 else self.network
         if settings.compile == "on" or settings.compile == "auto" and device.type == "cuda":
             self.network.compile(mode="reduce-overhead" if device.type == "cuda" else None)
 
         shared = dict(mean=dataset.mean, std=dataset.std, device=device, rank=self.rank, world=self.world)
-        self.train_loader = data.Loader(dataset.train, batch_size=settings.batch_size, shuffle=True, flip=settings.flip,
-                                        crop=settings.crop, cutout=settings.cutout, seed=settings.seed, **shared)
+
+        def training_loader(split):
+            scale = split.images.shape[-1] / data.SIZE
+            return data.Loader(split, batch_size=settings.batch_size, shuffle=True, flip=settings.flip, crop=round(settings.crop * scale),
+                               cutout=round(settings.cutout * scale), seed=settings.seed, **shared)
+
+        self.small_loader = training_loader(data.shrink(dataset.train, settings.small_size)) if settings.small_epochs else None
+        self.train_loader = training_loader(dataset.train)
         self.test_loader = data.Loader(dataset.test, batch_size=1000 * self.world, **shared)
         smallest = len(dataset.train.labels) % settings.batch_size or settings.batch_size
         if smallest < self.world:
@@ -105,14 +118,14 @@ class Trainer:
 
     def train(self):
         """Train up to the number of epochs set, keeping the run folder up to date. Raises Stopped, or RunError if the loss diverges."""
-        try:
-            with self.stop:
+        with self.stop:
+            try:
                 while len(self.rows) < self.settings.epochs:
                     self.train_epoch()
                     if time.monotonic() - self.drawn_at > 60:
                         self.draw()
-        finally:
-            self.draw()
+            finally:
+                self.draw()
 
     def draw(self):
         """Draw curves.png from metrics.csv."""
@@ -125,8 +138,9 @@ class Trainer:
         epoch, lr = len(self.rows), self.scheduler.get_last_lr()[0]
         bar = tqdm(total=len(self.train_loader), initial=self.step, desc=f"epoch {epoch + 1}", unit=" batches", leave=False, disable=None)
         before, began = self.seconds, time.perf_counter()
+        loader = self.small_loader if epoch < self.settings.small_epochs else self.train_loader
         with bar:
-            for _ in self.batches(self.forward, self.train_loader.epoch(epoch, self.step), self.totals, self.update):
+            for _ in self.batches(self.forward, loader.epoch(epoch, self.step), self.totals, self.update):
                 self.step += 1
                 self.seconds = before + time.perf_counter() - began
                 bar.update()
@@ -177,14 +191,16 @@ class Trainer:
         self.optimizer.zero_grad()
         (loss * (self.world / images)).backward()  # DistributedDataParallel takes the mean of the ranks' gradients
         self.optimizer.step()
+        if settings.average:
+            self.average.update_parameters(self.network)
 
     def test(self):
         """Mean loss and accuracy in percent of the network as it is on the whole test set."""
         if self.world > 1:
-            for buffer in self.network.buffers():
+            for buffer in self.tested.buffers():
                 dist.broadcast(buffer, 0)  # the ranks' BatchNorm statistics have drifted apart since the last forward pass
         totals = torch.zeros_like(self.totals)
-        for _ in self.batches(self.network, self.test_loader.epoch(), totals):
+        for _ in self.batches(self.tested, self.test_loader.epoch(), totals):
             self.attend()
         return self.summarise(totals)
 
@@ -225,13 +241,14 @@ class Trainer:
         self.saved_at, totals = time.monotonic(), self.over_ranks(self.totals)
         if self.rank or self.folder is None:
             return
-        weights = {"format": files.FORMAT, "torch": str(torch.__version__), "network": self.settings.network, "weights": self.network.state_dict(),
+        weights = {"format": files.FORMAT, "torch": str(torch.__version__), "network": self.settings.network, "weights": self.tested.state_dict(),
                    "classes": self.dataset.classes, "mean": self.dataset.mean, "std": self.dataset.std, "source": self.dataset.source,
                    "test_accuracy": self.rows[-1][TEST_ACCURACY] if self.rows else None}
         if self.step == 0 and self.rows and best(self.rows) is self.rows[-1]:
             files.save(self.folder / "best.pt", weights)
         files.save(self.folder / "last.pt", weights | {
-            "settings": dataclasses.asdict(self.settings), "optimizer": self.optimizer.state_dict()["state"],
+            "settings": dataclasses.asdict(self.settings), "training": self.network.state_dict(), "averaged": int(self.average.n_averaged),
+            "optimizer": self.optimizer.state_dict()["state"],
             "rows": self.rows, "step": self.step, "seconds": self.seconds, "totals": totals})
         files.write_metrics(self.folder / "metrics.csv", self.rows)
 
@@ -240,7 +257,9 @@ class Trainer:
         if (saved["network"], saved["classes"]) != (self.settings.network, self.dataset.classes):
             raise RunError(f"last.pt holds {saved['network']} for {len(saved['classes'])} classes, the settings ask for "
                            f"{self.settings.network} for {len(self.dataset.classes)}; give the data it was trained on")
-        self.network.load_state_dict(saved["weights"])
+        self.tested.load_state_dict(saved["weights"])
+        self.network.load_state_dict(saved["training"])
+        self.average.n_averaged.fill_(saved["averaged"])
         self.rows, self.step, self.seconds = saved["rows"], saved["step"], saved["seconds"]
         self.optimizer.step()  # does nothing without gradients, but StepLR wants to see it first
         for _ in self.rows:
@@ -302,8 +321,9 @@ def has_bfloat16(device):
 def resolve(settings):
     """The settings with what is left empty filled in."""
     step_size = settings.step_size or max(1, round(settings.epochs / STEPS))
+    small_epochs = settings.epochs // 2 if settings.small_epochs is None else settings.small_epochs
     out = settings.out or f"runs/{settings.network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    return dataclasses.replace(settings, step_size=step_size, out=out)
+    return dataclasses.replace(settings, step_size=step_size, small_epochs=small_epochs, out=out)
 
 
 def report(trainer):
@@ -350,7 +370,7 @@ def evaluate(settings):
     saved = files.load(folder / "last.pt")
     trainer = Trainer(settings, data.load(settings.dataset, settings.data_dir), pick_device(settings.device))
     trainer.restore(saved)
-    results = trainer.batches(trainer.network, trainer.test_loader.epoch(), torch.zeros_like(trainer.totals))
+    results = trainer.batches(trainer.tested, trainer.test_loader.epoch(), torch.zeros_like(trainer.totals))
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results))
     right = logits.argmax(1) == labels
     state = f"{len(trainer.rows)} epochs" + (f" and {trainer.step} steps" if trainer.step else "")

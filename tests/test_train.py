@@ -1,12 +1,10 @@
-import csv
 import errno
 import os
+import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,23 +14,7 @@ import files
 import model
 import settings
 import train
-
-ROOT = Path(train.__file__).parent
-
-
-def metrics(folder):
-    """metrics.csv without the seconds, which no two runs share."""
-    with open(folder / "metrics.csv", newline="") as file:
-        return [row[:-1] for row in csv.reader(file)]
-
-
-def same_run(one, two):
-    """Whether two run folders hold the same metrics, weights and momentum, bit for bit."""
-    a, b = files.load(one / "last.pt"), files.load(two / "last.pt")
-    momentum = [[state["momentum_buffer"] for state in saved["optimizer"].values()] for saved in (a, b)]
-    assert a["weights"].keys() == b["weights"].keys() and len(momentum[0]) == len(momentum[1])
-    return (metrics(one) == metrics(two) and all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
-            and all(map(torch.equal, *momentum)))
+from soak import metrics, same_run, soak
 
 
 def at_batch(monkeypatch, number, action):
@@ -289,46 +271,7 @@ def test_metrics_are_means_over_images_not_batches(arguments, pictures):
     assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=9)
 
 
-def launch(*arguments, ranks=None, **options):
-    """Start train.py in a process of its own, under torchrun when `ranks` is given."""
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else [sys.executable]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*runner, str(ROOT / "train.py"), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=environment, **options)
-
-
-def test_torchrun_trains_one_network_over_two_ranks(arguments, tmp_path, finished):
-    process = launch(*arguments, "batch_size=8", ranks=2)
-    out, error = process.communicate(timeout=120)
-    run = tmp_path / "run"
-    assert process.returncode == 0, error
-    assert out.count("epoch   2/2") == 1 and "2 ranks" in out
-    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv"]
-    totals = files.read_metrics(run / "metrics.csv")
-    assert [row["epoch"] for row in totals] == [1, 2]
-    assert all((row["test_accuracy"] * 12 / 100) == pytest.approx(round(row["test_accuracy"] * 12 / 100), abs=1e-3) for row in totals)  # of 12 images
-
-
-def test_torchrun_shows_an_error_once(arguments, tmp_path):
-    process = launch(*arguments, f"data_dir={tmp_path / 'none'}", ranks=2)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode != 0 and error.count("error: ") == 1 and "there is no such folder" in error and not (tmp_path / "run").exists()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_process_stopped_from_outside_is_resumed_without_a_difference(call, arguments, tmp_path, number):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    settings = [*arguments, "epochs=40", "checkpoint_minutes=0.001"]
-    assert call(*settings, f"out={whole}")[0] == 0
-    process = launch(*settings)
-    for line in process.stdout:
-        if line.startswith("epoch   3"):
-            break
-    process.send_signal(getattr(signal, number))
-    code = process.wait(timeout=60)
-    process.stdout.close(), process.stderr.close()
-    assert code == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[number]
-    assert len(files.load(run / "last.pt")["rows"]) < 40
-    assert call("--resume", run)[0] == 0
-    assert same_run(run, whole)
+def test_a_run_killed_three_times_is_the_run_that_was_not(arguments, tmp_path):
+    sent, _, equal = soak([*arguments[:-1], "epochs=60", "checkpoint_minutes=0.001"], tmp_path, 3, random.Random(0))
+    assert equal and sorted(sent) == ["SIGINT", "SIGKILL", "SIGTERM"]

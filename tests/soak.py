@@ -1,0 +1,85 @@
+"""Kill a real run again and again, resume it each time, and compare it with a run that nobody touched.
+
+    python -m tests.soak --kills 30
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import files
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT"]
+
+
+def launch(*arguments, ranks=None):
+    """Start train.py in a process of its own, under torchrun when `ranks` is given."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else [sys.executable, "-u"]
+    return subprocess.Popen([*runner, str(ROOT / "train.py"), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def metrics(folder):
+    """The rows of metrics.csv without the seconds, which no two runs share."""
+    return [line.rsplit(",", 1)[0] for line in Path(folder, "metrics.csv").read_text().splitlines()]
+
+
+def same_run(one, two):
+    """Whether two run folders hold the same metrics, weights and momentum, bit for bit."""
+    a, b = (files.load(Path(folder) / "last.pt") for folder in (one, two))
+    momentum = [[state["momentum_buffer"] for state in saved["optimizer"].values()] for saved in (a, b)]
+    return (metrics(one) == metrics(two) and a["weights"].keys() == b["weights"].keys() and len(momentum[0]) == len(momentum[1])
+            and all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"]) and all(map(torch.equal, *momentum)))
+
+
+def soak(settings, folder, kills, chance):
+    """Run with `settings` undisturbed and under `kills` signals at random moments; returns (kills by signal, resumes, whether equal)."""
+    whole, run = Path(folder, "whole"), Path(folder, "run")
+    out, error = launch(*settings, f"out={whole}").communicate()
+    assert "look closer" in out, error
+    sent, resumes = Counter(), 0
+    while True:
+        resumable = (run / "last.pt").exists()
+        resumes += resumable
+        process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]))
+        if sum(sent.values()) == kills:
+            break
+        for line in process.stdout:
+            if line.startswith("epoch") or "of fewer than" in line:  # its training is about to begin, or has
+                break
+        time.sleep(chance.uniform(0, 0.4))
+        name = SIGNALS[sum(sent.values()) % len(SIGNALS)]
+        process.send_signal(getattr(signal, name))
+        _, error = process.communicate(timeout=60)
+        assert process.returncode in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,)}[name], error
+        assert "Traceback" not in error, error
+        sent[name] += 1
+    out, error = process.communicate()
+    assert "look closer" in out, error
+    return dict(sent), resumes, same_run(whole, run)
+
+
+def main():
+    """Soak a run on small random pictures and print what happened."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ["dataset=synthetic", "device=cpu", "batch_size=200", "epochs=3", "dropout=0.1", "checkpoint_minutes=0.01"]
+        sent, resumes, equal = soak(settings, folder, arguments.kills, random.Random(0))
+    print(f"kills {sent}, resumes {resumes}, differences {'none' if equal else 'FOUND'}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
