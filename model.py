@@ -44,13 +44,17 @@ def s8(classes, dropout):
 
 
 def fast(classes, dropout):
-    """Reaches 85% soonest on a CPU."""
-    def block(inputs, outputs, kernel_size=3, **convolution):
-        return [nn.Conv2d(inputs, outputs, kernel_size, bias=False, **convolution), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    """Reaches 85% soonest on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
 
-    return Network(*block(3, 32, 4, stride=2, padding=1), *block(32, 48, padding=1), nn.MaxPool2d(2),
-                   *block(48, 64, padding=1), *block(64, 64, padding=1), nn.MaxPool2d(2),
-                   *block(64, 80, padding=1), *block(80, 80, padding=1), nn.AdaptiveMaxPool2d(1),
+    The 4×4 stem of stride 2 leaves a quarter of the positions, and most multiply-adds go where few pixels have many channels, so
+    that an image costs a tenth of what it does in `s8`. The stem has no BatchNorm: `whiten` gives its outputs unit variance.
+    SiLU learned more in an epoch than ReLU at no cost that could be measured.
+    """
+    def block(inputs, outputs):
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
+
+    return Network(nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True), *block(48, 48), nn.MaxPool2d(2),
+                   *block(48, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 80), *block(80, 80), nn.AdaptiveMaxPool2d(1),
                    nn.Dropout(dropout), nn.Conv2d(80, classes, 1, bias=False))
 
 
@@ -69,10 +73,10 @@ def build(name, num_classes=10, dropout=0.0):
 
 @torch.no_grad()
 def whiten(network, images):
-    """Start the first convolution from the principal components of the patches it sees, each with its negative, at unit variance.
+    """Make the first convolution the principal components of the patches it sees, each with its negative, at unit variance; freeze it.
 
-    `images` are normalised, N×3×H×W. Decorrelated inputs save about a tenth of the training; the layer goes on learning.
-    After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019), where the layer is frozen and before a convolution of its own.
+    `images` are normalised, N×3×H×W. With decorrelated inputs the rest of the network learns in ten epochs what took twelve.
+    After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019).
     """
     layer = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     patches = F.unfold(images, layer.kernel_size, stride=layer.stride).transpose(1, 2).flatten(0, 1).double()
@@ -80,6 +84,7 @@ def whiten(network, images):
     count = min(layer.out_channels // 2, len(variances))
     filters = (components / (variances + 0.01).sqrt()).T.flip(0)[:count].view(count, *layer.weight.shape[1:])
     layer.weight[: 2 * count] = torch.cat([filters, -filters]).to(layer.weight)
+    layer.weight.requires_grad_(False)
 
 
 def load(path):

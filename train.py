@@ -36,7 +36,7 @@ from files import RunError
 from settings import SettingsError
 
 FIXED = ("network", "dataset", "batch_size", "average", "seed", "out")  # what makes a run that run and no other
-STEPS = 6  # how often the learning rate falls in a run whose step_size is left empty
+STEPS = 3  # how often the learning rate falls in a run whose step_size is left empty
 TEST_ACCURACY = files.COLUMNS.index("test_accuracy")
 SAVE = 1  # a number no stop signal has: save and go on
 
