@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import torchsummary
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import v2
 
 LIMIT = 200_000
 
@@ -95,7 +94,9 @@ def load(path):
     saved = torch.load(path, map_location="cpu", weights_only=True)
     network = build(saved["network"], len(saved["classes"]))
     network.load_state_dict(saved["weights"])
-    ready = nn.Sequential(v2.Normalize(saved["mean"], saved["std"]), network).eval()
+    normalise = nn.BatchNorm2d(3, eps=0, affine=False)  # in eval mode just (x - mean) / deviation
+    normalise.running_mean, normalise.running_var = torch.tensor(saved["mean"]), torch.tensor(saved["std"]).square()
+    ready = nn.Sequential(normalise, network).eval()
     ready.classes = saved["classes"]
     return ready
 

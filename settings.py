@@ -58,6 +58,7 @@ class Settings:
     sync_batchnorm: Annotated[bool, tuple(SWITCH)]
     seed: Annotated[int, "[0, 4294967295]"]
     checkpoint_minutes: Annotated[float, "(0, inf)"]
+    tensorboard: Annotated[bool, tuple(SWITCH)]
     out: Annotated[str, None]
 
 

@@ -46,7 +46,10 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Within the block, remembers the first Ctrl-C or SIGTERM in `number`; a second one ends the process at once."""
+    """Within the block, remembers the first Ctrl-C or SIGTERM in `number`; a second one ends the process at once.
+
+    Not so under torchrun, which passes on what its workers have already received from the terminal.
+    """
 
     def __init__(self):
         self.number = 0
@@ -60,7 +63,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def receive(self, number, frame):
-        if self.number:
+        if self.number and not dist.is_initialized():
             os._exit(128 + number)
         self.number = number
 
@@ -111,7 +114,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(self.network.parameters(), settings.lr, settings.momentum,
                                          weight_decay=settings.weight_decay, nesterov=settings.nesterov)
         self.scheduler = StepLR(self.optimizer, settings.step_size, settings.gamma)
-        self.stop = StopSignal()
+        self.stop, self.tensorboard = StopSignal(), None
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.totals = torch.zeros(4, device=device)
         self.saved_at = self.drawn_at = time.monotonic()
@@ -131,7 +134,13 @@ class Trainer:
         """Draw curves.png from metrics.csv."""
         self.drawn_at = time.monotonic()
         if self.rank == 0 and self.rows:
-            pictures.curves(self.folder, self.dataset.source)
+            self.picture("curves", pictures.curves(self.folder, self.dataset.source))
+
+    def picture(self, name, figure):
+        """Put a figure into the run folder, and into TensorBoard where that is on."""
+        pictures.write(self.folder / f"{name}.png", figure)
+        if self.tensorboard:
+            self.tensorboard.add_figure(name, figure, len(self.rows))
 
     def train_epoch(self):
         """The rest of the epoch under way, its test, its line, its row and its checkpoint."""
@@ -158,6 +167,9 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.totals.zero_()
         self.save()
+        if self.tensorboard:
+            for name, value in zip(files.COLUMNS[1:], self.rows[-1][1:]):
+                self.tensorboard.add_scalar(name, value, epoch + 1)
 
     def batches(self, network, loader, totals, update=None):
         """One pass, for training (with `update`) and testing alike: yields (logits, labels) a batch after adding to `totals`.
@@ -212,7 +224,7 @@ class Trainer:
 
     def over_ranks(self, totals):
         """`totals` summed over all ranks, on the CPU."""
-        totals = totals.cpu()
+        totals = totals.to("cpu", copy=True)
         if self.world > 1:
             dist.all_reduce(totals)
         return totals
@@ -257,8 +269,11 @@ class Trainer:
         if (saved["network"], saved["classes"]) != (self.settings.network, self.dataset.classes):
             raise RunError(f"last.pt holds {saved['network']} for {len(saved['classes'])} classes, the settings ask for "
                            f"{self.settings.network} for {len(self.dataset.classes)}; give the data it was trained on")
-        self.tested.load_state_dict(saved["weights"])
-        self.network.load_state_dict(saved["training"])
+        try:
+            self.tested.load_state_dict(saved["weights"])
+            self.network.load_state_dict(saved["training"])
+        except RuntimeError:
+            raise RunError(f"last.pt holds {saved['network']} with other layers than it has now; use the version of model.py it was trained with") from None
         self.average.n_averaged.fill_(saved["averaged"])
         self.rows, self.step, self.seconds = saved["rows"], saved["step"], saved["seconds"]
         self.optimizer.step()  # does nothing without gradients, but StepLR wants to see it first
@@ -326,6 +341,15 @@ def resolve(settings):
     return dataclasses.replace(settings, step_size=step_size, small_epochs=small_epochs, out=out)
 
 
+def open_tensorboard(folder, epochs):
+    """A writer of TensorBoard's files in the run folder, which forgets what an earlier part of the run wrote after `epochs`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingsError("tensorboard=true needs a package that is not here: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
+
+
 def report(trainer):
     """Print what is about to be trained, on what and where."""
     dataset, device = trainer.dataset, trainer.device
@@ -354,7 +378,12 @@ def run(settings, resume):
             trainer.restore(saved)
         report(trainer)
         if trainer.rank == 0:
+            if settings.tensorboard:
+                trainer.tensorboard = stack.enter_context(open_tensorboard(folder, len(trainer.rows)))
             files.write_whole(folder / "config.yaml", configuration.dump(settings).encode())
+        trainer.save()  # from here on there is something to resume
+        if trainer.rank == 0:
+            trainer.picture("samples", pictures.samples(trainer.train_loader, dataset.classes, dataset.source))
         trainer.train()
     last, top = trainer.rows[-1], best(trainer.rows)
     print(f"test accuracy {last[TEST_ACCURACY]:.2f}% after the last epoch, on {dataset.source}")
@@ -365,19 +394,24 @@ def run(settings, resume):
 
 
 def evaluate(settings):
-    """Print the test accuracy of the run in `settings.out`, in total and per class."""
+    """Print the test accuracy of the run in `settings.out`, in total and per class, and draw where it is wrong."""
     folder = Path(settings.out)
     saved = files.load(folder / "last.pt")
-    trainer = Trainer(settings, data.load(settings.dataset, settings.data_dir), pick_device(settings.device))
+    dataset = data.load(settings.dataset, settings.data_dir)
+    trainer = Trainer(settings, dataset, pick_device(settings.device))
     trainer.restore(saved)
     results = trainer.batches(trainer.tested, trainer.test_loader.epoch(), torch.zeros_like(trainer.totals))
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results))
-    right = logits.argmax(1) == labels
+    predicted = logits.argmax(1)
+    right = (predicted == labels).double()
     state = f"{len(trainer.rows)} epochs" + (f" and {trainer.step} steps" if trainer.step else "")
-    print(f"{folder}: {settings.network} after {state}, on {trainer.dataset.source}")
-    for label, name in enumerate(trainer.dataset.classes):
-        print(f"{name:>20} {100 * right[labels == label].double().mean():6.2f}% of {(labels == label).sum():,} images")
-    print(f"{'test accuracy':>20} {100 * right.double().mean():6.2f}% of {len(labels):,} images")
+    print(f"{folder}: {settings.network} after {state}, on {dataset.source}")
+    for label, name in enumerate(dataset.classes):
+        print(f"{name:>20} {100 * right[labels == label].mean():6.2f}% of {(labels == label).sum():,} images")
+    print(f"{'test accuracy':>20} {100 * right.mean():6.2f}% of {len(labels):,} images")
+    pictures.write(folder / "confusion.png", pictures.confusion(labels, predicted, dataset.classes, dataset.source))
+    pictures.write(folder / "mistakes.png", pictures.mistakes(dataset.test.images, labels, logits.float().softmax(1), dataset.classes, dataset.source))
+    print(f"pictures in {folder}: confusion.png, mistakes.png")
 
 
 def peak_memory():

@@ -39,3 +39,11 @@ def call(capsys):
         code = train.main([str(argument) for argument in argv])
         return code, *capsys.readouterr()
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory):
+    """The folder of an undisturbed run with the settings of `arguments`."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train.main([f"data_dir={pictures}", "dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu", f"out={folder}"]) == 0
+    return folder

@@ -6,6 +6,7 @@
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def soak(settings, folder, kills, chance):
     while True:
         resumable = (run / "last.pt").exists()
         resumes += resumable
+        if not resumable:
+            shutil.rmtree(run, ignore_errors=True)  # killed between making the folder and the first checkpoint
         process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]))
         if sum(sent.values()) == kills:
             break

@@ -90,6 +90,15 @@ def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pic
     assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5) and torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
 
 
+def test_shrunk_images_keep_their_brightness_and_labels():
+    split = gradient_split(5)
+    small = data.shrink(split, 24)
+    assert small.images.shape == (5, 3, 24, 24) and small.images.dtype == torch.uint8 and torch.equal(small.labels, split.labels)
+    assert torch.allclose(small.images.float().mean(), split.images.float().mean(), atol=1)
+    images, _ = next(loader(small, 5, crop=2).epoch())
+    assert images.shape == (5, 3, 24, 24)
+
+
 def test_synthetic_is_the_same_each_time_and_balanced():
     one, two = data.load("synthetic", "unused"), data.load("synthetic", "unused")
     assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.source

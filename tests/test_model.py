@@ -65,3 +65,23 @@ def test_command_line(capsys):
     assert all(name in capsys.readouterr().out for name in ["s8"])
     assert model.main(["nosuch"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_whitened_outputs_are_uncorrelated_with_unit_variance():
+    torch.manual_seed(0)
+    smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 34, 34), 3, stride=1) * 3  # neighbours alike, as in photographs
+    network = model.build("fast")
+    model.whiten(network, smooth)
+    layer = network[0]
+    with torch.no_grad():
+        outputs = nn.functional.conv2d(smooth, layer.weight, stride=2).transpose(0, 1).flatten(1)
+    count = layer.out_channels // 2
+    assert torch.allclose(outputs[:count], -outputs[count:], atol=1e-4) and not layer.weight.requires_grad
+    assert torch.allclose(outputs[:count].cov(), torch.eye(count), atol=0.15)
+
+
+@pytest.mark.parametrize("outputs", [1, 7, 16, 80])
+def test_whitening_takes_any_number_of_filters(outputs):
+    network = nn.Sequential(nn.Conv2d(3, outputs, 3))
+    model.whiten(network, torch.randn(50, 3, 16, 16))
+    assert network[0].weight.isfinite().all()

@@ -31,19 +31,11 @@ def at_batch(monkeypatch, number, action):
     monkeypatch.setattr(data.Loader, "epoch", counted)
 
 
-@pytest.fixture(scope="session")
-def finished(pictures, tmp_path_factory):
-    """The folder of an undisturbed run with the settings of `arguments`."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert train.main([f"data_dir={pictures}", "dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu", f"out={folder}"]) == 0
-    return folder
-
-
 def test_a_whole_run_and_its_files(call, arguments, tmp_path):
     code, out, error = call(*arguments)
     run = tmp_path / "run"
     assert (code, error) == (0, "")
-    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv"]
+    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv", "samples.png"]
     rows = files.read_metrics(run / "metrics.csv")
     assert list(rows[0]) == ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
     assert [row["epoch"] for row in rows] == [1, 2] and all(0 <= row["test_accuracy"] <= 100 and row["seconds"] > 0 for row in rows)
@@ -59,6 +51,7 @@ def test_evaluate_equals_the_last_line_of_training(call, finished):
     code, out, _ = call("--evaluate", finished)
     assert code == 0
     assert f"{files.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out.splitlines()[-1]
+    assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "mistakes.png"))
     assert all(re.search(rf"{name} +[\d.]+% of 4 images", out) for name in ("cat", "dog", "owl"))
 
 
@@ -131,6 +124,25 @@ def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch
     assert call(*arguments, "epochs=3", "lr=0.3", "step_size=2", "gamma=0.5", "warmup_epochs=1")[0] == 0
     assert used == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.15] * 3)
     assert [row["lr"] for row in files.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx([0.3, 0.3, 0.15])
+
+
+def test_first_epochs_see_small_images(call, arguments, monkeypatch):
+    sides = []
+    batches = train.Trainer.batches
+    monkeypatch.setattr(train.Trainer, "batches", lambda self, network, loader, *rest: batches(
+        self, network, (sides.append(batch[0].shape[-1]) or batch for batch in loader), *rest))
+    assert call(*arguments, "epochs=3", "small_epochs=2", "small_size=16")[0] == 0
+    assert sides == [16, 16, 16, 32] * 2 + [32] * 4  # three training batches and a test batch an epoch
+
+
+def test_averaged_weights_are_the_moving_average_of_the_weights(arguments, pictures):
+    dataset = data.load("folder", pictures)
+    trainer = train.Trainer(train.resolve(settings.read([*arguments, "average=0.75", "small_epochs=0"])), dataset, torch.device("cpu"))
+    expected = None
+    for _ in trainer.batches(trainer.forward, trainer.train_loader.epoch(), trainer.totals, trainer.update):
+        weight = trainer.network[2].weight.detach().clone()
+        expected = weight if expected is None else 0.75 * expected + 0.25 * weight
+    assert torch.allclose(trainer.tested[2].weight, expected, atol=1e-6) and not torch.allclose(trainer.tested[2].weight, weight, atol=1e-4)
 
 
 @pytest.mark.parametrize("setting", ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere"])

@@ -1,0 +1,59 @@
+"""Several runs side by side: a table, and their curves in one picture.
+
+    python -m tools.compare runs/*
+    python -m tools.compare --picture comparison.png runs/a runs/b
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import files
+import model
+import pictures
+import settings as configuration
+
+APART = {"network", "out"}  # shown in columns of their own
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's, for the colour-blind
+LINES = ["-", "--", ":", "-."]
+
+
+def main(argv=None):
+    """Print the table and draw the picture; exit code 2 if a folder holds no run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--picture", default="comparison.png", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    try:
+        found = [(configuration.read(config=Path(run, "config.yaml")), files.read_metrics(Path(run, "metrics.csv"))) for run in arguments.runs]
+    except (configuration.SettingsError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    differ = [field.name for field in dataclasses.fields(configuration.Settings)
+              if field.name not in APART and len({getattr(settings, field.name) for settings, _ in found}) > 1]
+    table = [["run", "network", "parameters", *differ, "epochs done", "last %", "best %", "seconds"]]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, (run, (settings, rows)) in enumerate(zip(arguments.runs, found)):
+        accuracies, spent = [row["test_accuracy"] for row in rows], [sum(row["seconds"] for row in rows[:end]) for end in range(1, len(rows) + 1)]
+        table.append([run, settings.network, f"{model.count_parameters(model.build(settings.network)):,}", *(str(getattr(settings, name)) for name in differ),
+                      str(len(rows)), *(f"{value:.2f}" for value in (accuracies[-1:] or [float("nan")]) + [max(accuracies, default=float("nan"))]),
+                      f"{sum(row['seconds'] for row in rows):.0f}"])
+        axes.plot(spent, accuracies, label=Path(run).name, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number // len(COLOURS) % len(LINES)])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    pictures.write(arguments.picture, figure)
+    print(f"curves in {arguments.picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
