@@ -52,9 +52,10 @@ def fast(classes, dropout):
     def block(inputs, outputs):
         return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
 
-    return Network(nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True), *block(48, 48), nn.MaxPool2d(2),
-                   *block(48, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 80), *block(80, 80), nn.AdaptiveMaxPool2d(1),
-                   nn.Dropout(dropout), nn.Conv2d(80, classes, 1, bias=False))
+    return Network(nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True),
+                   *block(48, 48), *block(48, 48), nn.MaxPool2d(2),
+                   *block(48, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 72), *block(72, 72), nn.AdaptiveMaxPool2d(1),
+                   nn.Dropout(dropout), nn.Conv2d(72, classes, 1, bias=False))
 
 
 NETWORKS = {"fast": fast, "s8": s8}

@@ -44,10 +44,11 @@ def grid(images, captions, columns, title):
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    for axes in (panels := figure.subplots(rows, columns, squeeze=False).flat):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
         axes.axis("off")
     for axes, image, caption in zip(panels, images, captions):
-        axes.imshow(image.permute(1, 2, 0), interpolation="nearest")
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(caption, fontsize=8, linespacing=1.3)
     return figure
 
@@ -76,7 +77,7 @@ def confusion(labels, predicted, classes, source):
     figure = Figure(figsize=(2.5 + 0.75 * n, 2 + 0.62 * n), layout="constrained")
     axes = figure.subplots()
     # Square root: the few per cent off the diagonal are what one looks for.
-    axes.imshow((percent / 100).sqrt(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.imshow((percent / 100).sqrt().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row in range(n):
         for column in range(n):
             axes.text(column, row, f"{counts[row, column]}\n{percent[row, column]:.1f}%", ha="center", va="center", fontsize=8,

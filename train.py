@@ -36,7 +36,7 @@ from files import RunError
 from settings import SettingsError
 
 FIXED = ("network", "dataset", "batch_size", "average", "seed", "out")  # what makes a run that run and no other
-STEPS = 3  # how often the learning rate falls in a run whose step_size is left empty
+STEPS = 5  # how often the learning rate falls in a run whose step_size is left empty
 TEST_ACCURACY = files.COLUMNS.index("test_accuracy")
 SAVE = 1  # a number no stop signal has: save and go on
 
@@ -381,7 +381,8 @@ def run(settings, resume):
             if settings.tensorboard:
                 trainer.tensorboard = stack.enter_context(open_tensorboard(folder, len(trainer.rows)))
             files.write_whole(folder / "config.yaml", configuration.dump(settings).encode())
-        trainer.save()  # from here on there is something to resume
+        if not resume:
+            trainer.save()  # from here on there is something to resume
         if trainer.rank == 0:
             trainer.picture("samples", pictures.samples(trainer.train_loader, dataset.classes, dataset.source))
         trainer.train()
@@ -395,10 +396,12 @@ def run(settings, resume):
 
 def evaluate(settings):
     """Print the test accuracy of the run in `settings.out`, in total and per class, and draw where it is wrong."""
+    if dist.is_initialized():
+        raise SettingsError("--evaluate needs one device only: start it with python, not torchrun")
     folder = Path(settings.out)
     saved = files.load(folder / "last.pt")
     dataset = data.load(settings.dataset, settings.data_dir)
-    trainer = Trainer(settings, dataset, pick_device(settings.device))
+    trainer = Trainer(dataclasses.replace(settings, compile="off"), dataset, pick_device(settings.device))
     trainer.restore(saved)
     results = trainer.batches(trainer.tested, trainer.test_loader.epoch(), torch.zeros_like(trainer.totals))
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results))
@@ -481,6 +484,13 @@ def main(argv=None):
             message, code = f"stopped and saved; go on with: python train.py --resume {folder}", 128 + stopped.args[0]
         except KeyboardInterrupt:
             message, code = "stopped before the first step; there was nothing to save", 130
+        except RuntimeError as error:
+            if not dist.is_initialized() or "onnection" not in str(error):
+                raise
+            message, code = "another rank is gone; its own error tells why", 1
+            time.sleep(5)
+        if rank() > 0:
+            time.sleep(5)  # if the first rank has failed too, torchrun ends this one before it says the same again
         print(message, file=sys.stderr)
         return code
 

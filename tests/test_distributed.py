@@ -21,7 +21,7 @@ def gradients(rank, world, address, pairs, path):
     for trainer.step, (images, labels) in enumerate(trainer.train_loader.epoch()):
         trainer.network.eval()  # BatchNorm's own statistics would differ between one process and several
         trainer.update(torch.nn.functional.cross_entropy(trainer.forward(images), labels, reduction="sum"))
-        found += [parameter.grad.clone() for parameter in trainer.network.parameters()]
+        found += [parameter.grad.clone() for parameter in trainer.network.parameters() if parameter.requires_grad]
     if rank == 0:
         torch.save(found, path)
     if world > 1:

@@ -3,8 +3,10 @@ import shutil
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
+import pictures as drawing
 from tools import compare, export, predict
 
 
@@ -79,3 +81,8 @@ def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
     assert call(*arguments, "tensorboard=true")[0] == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2] and {"samples", "curves"} <= set(events.Tags()["images"])
+
+
+def test_grid_shows_every_picture_under_its_caption():
+    figure = drawing.grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], 2, "title")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""] and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 0]

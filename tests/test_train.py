@@ -17,18 +17,11 @@ import train
 from soak import metrics, same_run, soak
 
 
-def at_batch(monkeypatch, number, action):
-    """Call `action` when the training loader is about to give its `number`th batch, counted over all epochs."""
-    given = iter(range(1, 1000))
-    epoch = data.Loader.epoch
-
-    def counted(self, *arguments):
-        for batch in epoch(self, *arguments):
-            if self.shuffle and next(given) == number:
-                action()
-            yield batch
-
-    monkeypatch.setattr(data.Loader, "epoch", counted)
+def at_step(monkeypatch, number, action):
+    """Call `action` in the `number`th step of training, counted over all epochs."""
+    taken = iter(range(1, 1000))
+    update = train.Trainer.update
+    monkeypatch.setattr(train.Trainer, "update", lambda self, loss: (next(taken) == number and action(), update(self, loss)))
 
 
 def test_a_whole_run_and_its_files(call, arguments, tmp_path):
@@ -50,7 +43,7 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
 def test_evaluate_equals_the_last_line_of_training(call, finished):
     code, out, _ = call("--evaluate", finished)
     assert code == 0
-    assert f"{files.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out.splitlines()[-1]
+    assert f"{files.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out
     assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "mistakes.png"))
     assert all(re.search(rf"{name} +[\d.]+% of 4 images", out) for name in ("cat", "dog", "owl"))
 
@@ -74,7 +67,7 @@ def test_same_settings_same_run(call, arguments, tmp_path, finished):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_resumed_is_the_run_that_never_stopped(call, arguments, tmp_path, finished, monkeypatch, batch, number):
     with monkeypatch.context() as patch:
-        at_batch(patch, batch, lambda: signal.raise_signal(number))
+        at_step(patch, batch, lambda: signal.raise_signal(number))
         code, _, error = call(*arguments)
     run = tmp_path / "run"
     assert code == 128 + number and error == f"stopped and saved; go on with: python train.py --resume {run}\n"
@@ -100,7 +93,7 @@ def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finish
         raise Killed
 
     with monkeypatch.context() as patch:
-        at_batch(patch, 5, kill)
+        at_step(patch, 5, kill)
         with pytest.raises(Killed):
             train.main([*arguments, "checkpoint_minutes=1e-9"])
     assert files.load(tmp_path / "run" / "last.pt")["step"] == 1
@@ -229,7 +222,7 @@ def test_full_disk_ends_the_run_and_keeps_the_checkpoint(call, arguments, finish
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        at_batch(patch, 5, lambda: patch.setattr(os, "fsync", full))
+        at_step(patch, 5, lambda: patch.setattr(os, "fsync", full))
         code, _, error = call(*arguments)
     run = tmp_path / "run"
     assert code == 1 and "No space left" in error and str(run) in error and len(error.splitlines()) == 1
