@@ -91,7 +91,7 @@ class Trainer:
         self.network.to(device, memory_format=torch.channels_last)
         if settings.sync_batchnorm and device.type == "cuda" and self.world > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=self.move_average, use_buffers=True)
         self.tested = self.average.module if settings.average else self.network
         self.forward = nn.parallel.DistributedDataParallel(self.network) if self.world > 1 else self.network
         if settings.compile == "on" or settings.compile == "auto" and device.type == "cuda":
@@ -205,6 +205,11 @@ class Trainer:
         self.optimizer.step()
         if settings.average:
             self.average.update_parameters(self.network)
+
+    def move_average(self, averaged, current, updates):
+        """One step of the moving average; its decay rises to `average`, so that a short run is not held back by its first weights."""
+        steps = len(self.rows) * len(self.train_loader) + self.step
+        get_ema_multi_avg_fn(min(self.settings.average, (1 + steps) / (10 + steps)))(averaged, current, updates)
 
     def test(self):
         """Mean loss and accuracy in percent of the network as it is on the whole test set."""
