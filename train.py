@@ -145,7 +145,8 @@ class Trainer:
     def train_epoch(self):
         """The rest of the epoch under way, its test, its line, its row and its checkpoint."""
         epoch, lr = len(self.rows), self.scheduler.get_last_lr()[0]
-        bar = tqdm(total=len(self.train_loader), initial=self.step, desc=f"epoch {epoch + 1}", unit=" batches", leave=False, disable=None)
+        bar = tqdm(total=len(self.train_loader), initial=self.step, desc=f"epoch {epoch + 1}", unit=" batches", leave=False,
+                   disable=self.rank > 0 or None)  # None: only on a terminal
         before, began = self.seconds, time.perf_counter()
         loader = self.small_loader if epoch < self.settings.small_epochs else self.train_loader
         with bar:

@@ -92,20 +92,20 @@ def real_loop(trainer):
 def convolutions(trainer):
     """Every convolution of the network, forward and backward, on inputs of its own shape kept from one pass."""
     calls = []
-    hooks = [layer.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0].detach(), output.detach())))
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output: calls.append(
+        (layer, inputs[0].detach().requires_grad_(inputs[0].requires_grad), torch.ones_like(output))))
              for layer in trainer.network.modules() if isinstance(layer, nn.Conv2d)]
     images, _ = next(trainer.train_loader.epoch())
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bfloat16):
         trainer.network(images)
     for hook in hooks:
         hook.remove()
-    # The first convolution needs no gradient of the images; all others need one of their input.
-    calls = [(layer, entry.requires_grad_(number > 0), torch.ones_like(result)) for number, (layer, entry, result) in enumerate(calls)]
     while True:
         for layer, entry, gradient in calls:
             with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bfloat16):
                 result = layer(entry)
-            torch.autograd.grad(result, [layer.weight, entry][: 1 + entry.requires_grad], gradient)
+            if wanted := [tensor for tensor in (layer.weight, entry) if tensor.requires_grad]:
+                torch.autograd.grad(result, wanted, gradient)
         synchronise(trainer.device)
         yield len(images)
 
