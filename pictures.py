@@ -41,7 +41,7 @@ def curves(folder, source):
 
 def grid(images, captions, columns, title):
     """Pictures (N×3×H×W, uint8) in rows, each under its caption of two lines at most."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.45 * columns, 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

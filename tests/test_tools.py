@@ -86,3 +86,4 @@ def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
 def test_grid_shows_every_picture_under_its_caption():
     figure = drawing.grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], 2, "title")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""] and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 0]
+    assert len(drawing.grid(torch.zeros(0, 3, 8, 8), [], 5, "no mistakes").axes) == 5
