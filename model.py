@@ -43,11 +43,11 @@ def s8(classes, dropout):
 
 
 def fast(classes, dropout):
-    """Reaches 85% soonest on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
+    """Made to reach 85% soon on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
 
-    The 4×4 stem of stride 2 leaves a quarter of the positions, and most multiply-adds go where few pixels have many channels, so
-    that an image costs a tenth of what it does in `s8`. The stem has no BatchNorm: `whiten` gives its outputs unit variance.
-    SiLU learned more in an epoch than ReLU at no cost that could be measured.
+    The 4×4 stem of stride 2 leaves a quarter of the positions, so that an image costs a seventh of what it does in `s8`. The stem
+    has no BatchNorm: `whiten` gives its outputs unit variance. In trials SiLU learned a little more in an epoch than ReLU, at no
+    cost that could be measured, and the second convolution at 16 pixels brought what more epochs did not.
     """
     def block(inputs, outputs):
         return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
@@ -75,7 +75,7 @@ def build(name, num_classes=10, dropout=0.0):
 def whiten(network, images):
     """Make the first convolution the principal components of the patches it sees, each with its negative, at unit variance; freeze it.
 
-    `images` are normalised, N×3×H×W. With decorrelated inputs the rest of the network learns in ten epochs what took twelve.
+    `images` are normalised, N×3×H×W. In a trial of ten epochs an earlier `fast` reached 83.3% from such filters, 82.2% from random ones.
     After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019).
     """
     layer = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
