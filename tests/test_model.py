@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torchsummary
 from torch import nn
 
 import model

@@ -131,6 +131,7 @@ def test_first_epochs_see_small_images(call, arguments, monkeypatch):
 def test_averaged_weights_are_the_moving_average_of_the_weights(arguments, pictures):
     dataset = data.load("folder", pictures)
     trainer = train.Trainer(train.resolve(settings.read([*arguments, "average=0.15", "small_epochs=0"])), dataset, torch.device("cpu"))
+    expected = None
     for step, _ in enumerate(trainer.batches(trainer.forward, trainer.train_loader.epoch(), trainer.totals, trainer.update)):
         weight = trainer.network[2].weight.detach().clone()
         decay = min(0.15, (1 + step) / (10 + step))  # 0.1, then 0.15
