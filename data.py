@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from tqdm import tqdm
 
 import files
@@ -185,17 +185,22 @@ def shrink(split, size):
 
 
 class Loader:
-    """Batches of normalised images (B×3×32×32 float32, labels B) cut for all images at once on the device that holds them.
+    """Batches of normalised images (B×3×32×32 float32) and labels, cut for all images at once on the device that holds them.
 
-    With `shuffle`, every image comes exactly once an epoch in fresh order, the last short batch included, each with its own
-    `flip` (half of them mirrored), `crop` (shifted by up to that many pixels, reflected at the border) and `cutout` (a grey
-    square of that side). `batch_size` counts the images of all `world` ranks; rank r takes every world-th from r.
+    With `shuffle`, every image comes exactly once an epoch in fresh order, the last short batch included, each with random choices
+    of its own: `flip` (half of them mirrored), `crop` (shifted by up to that many pixels, reflected at the border), `rotate` (turned
+    by up to that many degrees), `colour` (brightness, contrast and saturation changed by up to that share), `cutout` (a grey square of
+    that side). A share `mixup` of the images is blended with another of the batch (Zhang et al. 2018), a share `cutmix` gets a square of
+    another (Yun et al. 2019), both in a proportion uniform from 0 to 1. Labels are classes (B, int64), or, where images are mixed, the share of
+    each class (B×classes). `batch_size` counts the images of all `world` ranks; rank r takes every world-th from r.
     """
 
-    def __init__(self, split, mean, std, batch_size, device="cpu", *, shuffle=False, flip=False, crop=0, cutout=0, seed=0, rank=0, world=1):
-        self.batch_size, self.shuffle, self.flip, self.crop, self.cutout = batch_size, shuffle, flip, crop, cutout
-        self.seed, self.rank, self.world = seed, rank, world
+    def __init__(self, split, mean, std, batch_size, device="cpu", *, shuffle=False, flip=False, crop=0, rotate=0.0, colour=0.0, cutout=0,
+                 mixup=0.0, cutmix=0.0, seed=0, rank=0, world=1):
+        self.batch_size, self.shuffle, self.seed, self.rank, self.world = batch_size, shuffle, seed, rank, world
+        self.flip, self.crop, self.rotate, self.colour, self.cutout, self.mixup, self.cutmix = flip, crop, rotate, colour, cutout, mixup, cutmix
         self.labels = split.labels.to(device)
+        self.classes = int(split.labels.max()) + 1
         self.size = split.images.shape[-1]
         padded = F.pad(split.images, (crop,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last).to(device)
         # Every crop of every image as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only the chosen ones are ever copied.
@@ -212,18 +217,55 @@ class Loader:
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         shift = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator)
         mirror = torch.rand(n, generator=generator) < 0.5 * self.flip
-        centre = torch.randint(0, self.size, (2, n, 1), generator=generator)
-        order, (top, left), mirror, (row, column) = (choice.to(device) for choice in (order, shift, mirror, centre))
-        pixel = torch.arange(self.size, device=device)
+        hole = torch.randint(0, self.size, (2, n), generator=generator)
+        angle = (torch.rand(n, generator=generator) * 2 - 1) * math.radians(self.rotate)
+        factors = 1 + (torch.rand((3, n), generator=generator) * 2 - 1) * self.colour
+        kind, share = torch.rand((2, n), generator=generator)
+        place = torch.randint(0, self.size, (2, n), generator=generator)
+        order, (top, left), mirror, hole, angle, factors, kind, share, place = (
+            choice.to(device) for choice in (order, shift, mirror, hole, angle, factors, kind, share, place))
         for first in range(start * self.batch_size, n, self.batch_size):
             part = slice(first + self.rank, min(first + self.batch_size, n), self.world)
-            images = self.windows[order[part], :, top[part], left[part]]
-            images = torch.where(mirror[part, None, None, None], images.flip(3), images).float().sub_(self.mean).div_(self.std)
+            images, labels = self.windows[order[part], :, top[part], left[part]], self.labels[order[part]]
+            images = torch.where(mirror[part, None, None, None], images.flip(3), images).float()
+            if self.colour:
+                images = recolour(images, *factors[:, part, None, None, None])
+            images.sub_(self.mean).div_(self.std)
+            if self.rotate:
+                images = turn(images, angle[part])
             if self.cutout:
-                # A square of side s centred at c covers the pixels c - s/2 <= p < c + s/2.
-                rows, columns = (((pixel - centre[part]) * 2 + self.cutout) // (2 * self.cutout) == 0 for centre in (row, column))
-                images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
-            yield images, self.labels[order[part]]
+                images.masked_fill_(squares(hole[:, part], torch.tensor(self.cutout, device=device), self.size), 0)
+            if self.mixup or self.cutmix:
+                # How much of each pixel is the image's own: the same everywhere, or none in a square.
+                blended, patched = ((chosen[part, None, None, None]) for chosen in (kind < self.mixup, kind >= 1 - self.cutmix))
+                square = squares(place[:, part], (1 - share[part]).sqrt() * self.size, self.size)
+                own = torch.where(blended, share[part, None, None, None], 1 - (square & patched).float())
+                images = images.lerp(images.roll(1, 0), 1 - own)
+                labels = F.one_hot(labels, self.classes).float()
+                labels = labels.lerp(labels.roll(1, 0), 1 - own.mean((1, 2, 3))[:, None])
+            yield images, labels
+
+
+def squares(centre, side, size):
+    """B×1×size×size, true in a square around each centre (2×B): where c - side/2 <= pixel < c + side/2."""
+    offset = torch.arange(size, device=centre.device) - centre[:, :, None]
+    rows, columns = (2 * offset >= -side[..., None]) & (2 * offset < side[..., None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def recolour(images, brightness, contrast, saturation):
+    """Images (B×3×H×W, 0 to 255), each with its own factors (B×1×1×1), as torchvision's adjust_brightness and the like do it for one."""
+    images = (images * brightness).clamp_(0, 255)
+    grey = rgb_to_grayscale(images)
+    images = torch.lerp(grey.mean((1, 2, 3), keepdim=True), images, contrast).clamp_(0, 255)
+    return torch.lerp(rgb_to_grayscale(images), images, saturation).clamp_(0, 255)
+
+
+def turn(images, angle):
+    """Images (B×3×H×W) turned about their centre, each by its own angle (B, radians), reflected at the border."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    grid = F.affine_grid(torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).contiguous(memory_format=torch.channels_last)
 
 
 SOURCES = {"cifar10": cifar10, "folder": folder, "synthetic": synthetic}

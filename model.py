@@ -6,6 +6,7 @@
 
 import copy
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +24,33 @@ class Network(nn.Sequential):
         return super().forward(images).flatten(1)
 
 
-def unit(inputs, outputs, kernel_size=3, dropout=0.0, **convolution):
-    """Convolution without bias (the BatchNorm has one), ReLU, BatchNorm, dropout: the order of the table this began with."""
-    return [nn.Conv2d(inputs, outputs, kernel_size, bias=False, **convolution), nn.ReLU(inplace=True),
-            nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+def s8(classes, dropout, down="dilation", groups=1, separable=False, bottlenecks=True):
+    """The network this project started from, 12 units of convolution, ReLU, BatchNorm, dropout; and, by its arguments, its variants.
 
-
-def s8(classes, dropout):
-    """The network this project started from: 12 units, 1×1 bottlenecks, resolution 32 → 28 → 24 by dilation alone.
-
-    The table gives the sizes, not the dilation. Here it is 2 without padding, the choice in which no tap of the kernel ever
-    reads a border of zeros; dilation 3 with padding 1 would give the same sizes.
+    `down`: how resolution falls twice. By "dilation" without padding, 32 → 28 → 24 pixels (the original, whose table gives the sizes but
+    not the dilation: here it is 2, so that no tap of the kernel ever reads a border of zeros; dilation 3 with padding 1 would give the
+    same sizes), by "stride" or by "pooling" to 32 → 16 → 8. `groups`: of every 3×3 convolution but the first. `separable`: each of them
+    split into a depthwise 3×3 and a 1×1. `bottlenecks`: with or without the 1×1 units that halve the channels.
     """
-    dilated, same, bottleneck = dict(dilation=2), dict(padding=1), dict(kernel_size=1)
-    plan = [(3, 16, same), (16, 16, same), (16, 32, dilated), (32, 32, same), (32, 64, same), (64, 32, bottleneck),
-            (32, 32, same), (32, 32, same), (32, 64, dilated), (64, 64, same), (64, 128, same), (128, 64, bottleneck)]
-    units = [layer for inputs, outputs, options in plan for layer in unit(inputs, outputs, dropout=dropout, **options)]
-    return Network(*units, nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, classes, 1, bias=False))
+    layers, inputs = [], 3
+    lower = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}[down]
+    for outputs, kind in [(16, "same"), (16, "same"), (32, "lower"), (32, "same"), (64, "same"), (32, "bottleneck"),
+                          (32, "same"), (32, "same"), (64, "lower"), (64, "same"), (128, "same"), (64, "bottleneck")]:
+        if kind == "bottleneck":
+            if not bottlenecks:
+                continue
+            layers.append(nn.Conv2d(inputs, outputs, 1, bias=False))
+        else:
+            options = lower if kind == "lower" else dict(padding=1)
+            if separable and layers:
+                layers += [nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False, **options), nn.Conv2d(inputs, outputs, 1, bias=False)]
+            else:
+                layers.append(nn.Conv2d(inputs, outputs, 3, groups=groups if layers else 1, bias=False, **options))
+        layers += [nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+        if kind == "lower" and down == "pooling":
+            layers.append(nn.MaxPool2d(2))
+        inputs = outputs
+    return Network(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, classes, 1, bias=False))
 
 
 def fast(classes, dropout):
@@ -58,7 +69,15 @@ def fast(classes, dropout):
                    nn.Dropout(dropout), nn.Conv2d(72, classes, 1, bias=False))
 
 
-NETWORKS = {"fast": fast, "s8": s8}
+NETWORKS = {
+    "fast": fast,
+    "s8": s8,
+    "s8-strided": partial(s8, down="stride"),
+    "s8-pooled": partial(s8, down="pooling"),
+    "s8-separable": partial(s8, separable=True),
+    "s8-grouped": partial(s8, groups=4),
+    "s8-no-bottleneck": partial(s8, bottlenecks=False),
+}
 
 
 def build(name, num_classes=10, dropout=0.0):
@@ -155,10 +174,10 @@ def main(argv=None):
         summary(network)
         print(facts(network))
         return 0
-    print(f"{'network':<16}{'parameters':>12}{'multiply-adds':>16}{'receptive field':>18}")
+    print(f"{'network':<18}{'parameters':>12}{'multiply-adds':>16}{'receptive field':>18}")
     for name in NETWORKS:
         network = build(name)
-        print(f"{name:<16}{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px")
+        print(f"{name:<18}{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px")
     return 0
 
 

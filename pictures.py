@@ -54,10 +54,15 @@ def grid(images, captions, columns, title):
 
 
 def samples(loader, classes, source):
-    """The first 32 images of an epoch as the network sees them: cropped, mirrored, cut out."""
+    """The first 32 images of an epoch as the network sees them: cropped, mirrored, mixed."""
     images, labels = (part[:32] for part in next(loader.epoch()))
     images = (images * loader.std + loader.mean).round().clamp(0, 255).to("cpu", torch.uint8)
-    return grid(images, [classes[label][:18] for label in labels.tolist()], 8, f"what the network is trained on: {source}")
+    if labels.ndim == 1:
+        captions = [classes[label][:18] for label in labels.tolist()]
+    else:
+        captions = ["\n".join(f"{classes[label][:12]} {100 * share:.0f}%" for share, label in zip(*map(torch.Tensor.tolist, pair)) if share > 0)
+                    for pair in zip(*labels.topk(2))]
+    return grid(images, captions, 8, f"what the network is trained on: {source}")
 
 
 def mistakes(images, labels, probabilities, classes, source):

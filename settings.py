@@ -49,7 +49,11 @@ class Settings:
     data_dir: Annotated[str, None]
     flip: Annotated[bool, tuple(SWITCH)]
     crop: Annotated[int, "[0, 16]"]
+    rotate: Annotated[float, "[0, 180]"]
+    colour: Annotated[float, "[0, 1]"]
     cutout: Annotated[int, "[0, 32]"]
+    mixup: Annotated[float, "[0, 1]"]
+    cutmix: Annotated[float, "[0, 1]"]
     small_epochs: Annotated[int | None, "[0, inf)"]
     small_size: Annotated[int, "[16, 32]"]
     device: Annotated[str, ("auto", "cpu", "cuda", "mps")]
@@ -73,6 +77,8 @@ def read(pairs=(), config=None):
     settings = Settings(**{name: convert(name, text) for name, text in texts.items()})
     if settings.nesterov and settings.momentum == 0:
         raise SettingsError("nesterov needs a momentum above 0: set nesterov=false or momentum=0.9")
+    if settings.mixup + settings.cutmix > 1:
+        raise SettingsError(f"mixup={settings.mixup} and cutmix={settings.cutmix}: are shares of the same images; their sum must not pass 1")
     return settings
 
 

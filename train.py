@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ from files import RunError
 from settings import SettingsError
 
 FIXED = ("network", "dataset", "batch_size", "average", "seed", "out")  # what makes a run that run and no other
-STEPS = 5  # how often the learning rate falls in a run whose step_size is left empty
+STEPS = 6  # how often the learning rate falls in a run whose step_size is left empty
 TEST_ACCURACY = files.COLUMNS.index("test_accuracy")
 SAVE = 1  # a number no stop signal has: save and go on
 
@@ -85,7 +86,7 @@ class Trainer:
         except ValueError as error:
             raise SettingsError(str(error)) from None
         if settings.whiten:
-            sample = data.Split(*(part[:: max(1, len(part) // 2000)] for part in dataset.train))
+            sample = data.Split(*(part[:: max(1, len(part) // 500)] for part in dataset.train))
             images, _ = next(data.Loader(sample, dataset.mean, dataset.std, len(sample.labels)).epoch())
             model.whiten(self.network, images)
         self.network.to(device, memory_format=torch.channels_last)
@@ -102,7 +103,8 @@ class Trainer:
         def training_loader(split):
             scale = split.images.shape[-1] / data.SIZE
             return data.Loader(split, batch_size=settings.batch_size, shuffle=True, flip=settings.flip, crop=round(settings.crop * scale),
-                               cutout=round(settings.cutout * scale), seed=settings.seed, **shared)
+                               rotate=settings.rotate, colour=settings.colour, cutout=round(settings.cutout * scale),
+                               mixup=settings.mixup, cutmix=settings.cutmix, seed=settings.seed, **shared)
 
         self.small_loader = training_loader(data.shrink(dataset.train, settings.small_size)) if settings.small_epochs else None
         self.train_loader = training_loader(dataset.train)
@@ -189,7 +191,7 @@ class Trainer:
                 update(loss)
             with torch.no_grad():
                 totals[0] += loss
-                totals[1] += (logits.argmax(1) == labels).sum()
+                totals[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
                 totals[2] += len(labels)
                 totals[3] += totals[0].isfinite()
             yield logits, labels
@@ -308,6 +310,12 @@ def agree(number):
     return int(number)
 
 
+def leave():
+    """Leave the other ranks. A thread of gloo's that is still there when the interpreter ends can abort the process."""
+    gc.collect()  # DistributedDataParallel, part of a cycle with its trainer, holds on to the group and its threads
+    dist.destroy_process_group()
+
+
 @contextlib.contextmanager
 def first_rank_first():
     """The block runs on rank 0 before it does on the others, which wait as long as it takes."""
@@ -342,7 +350,7 @@ def has_bfloat16(device):
 def resolve(settings):
     """The settings with what is left empty filled in."""
     step_size = settings.step_size or max(1, round(settings.epochs / STEPS))
-    small_epochs = settings.epochs // 2 if settings.small_epochs is None else settings.small_epochs
+    small_epochs = round(settings.epochs / 3) if settings.small_epochs is None else settings.small_epochs
     out = settings.out or f"runs/{settings.network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(settings, step_size=step_size, small_epochs=small_epochs, out=out)
 
@@ -472,7 +480,7 @@ def main(argv=None):
             if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 dist.init_process_group(backend, timeout=datetime.timedelta(days=7))  # the first rank may have to fetch the data
-                stack.callback(dist.destroy_process_group)
+                stack.callback(leave)
                 if dist.get_rank() > 0:
                     stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             settings, command = parse(argv)

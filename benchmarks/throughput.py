@@ -42,7 +42,7 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def rate(work, seconds=2.0):
+def rate(work, seconds):
     """Images per second of `work`, an iterator that yields numbers of images done, after its first one."""
     next(work)
     began, images = time.perf_counter(), 0
@@ -121,14 +121,20 @@ def main(argv=None):
     dataset = data.Dataset("random images", [str(label) for label in range(10)], split, split, [0.5] * 3, [0.25] * 3)
     loader = DataLoader(Pictures(split), batch_size=128, shuffle=True, num_workers=2)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; images/s, median of {ROUNDS} rounds")
-    print(f"{'network':<16}" + "".join(f"{title:>13}" for title in ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")))
+    print(f"{'network':<18}" + "".join(f"{title:>14}" for title in ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")))
+    a = b = None
     for name in names:
-        settings = train.resolve(configuration.read([*pairs, f"network={name}"]))
+        settings = train.resolve(configuration.read([*pairs, f"network={name}", "small_epochs=0"]))
         trainer = train.Trainer(settings, dataset, train.pick_device(settings.device))
-        rounds = [[rate(work) for work in (ours(trainer), torchvisions(loader), fixed_batch(trainer), real_loop(trainer), convolutions(trainer))]
-                  for _ in range(ROUNDS)]
-        a, b, c, d, e = (statistics.median(column) for column in zip(*rounds))
-        print(f"{name:<16}{a:>13,.0f}{b:>13,.0f}{c:>13,.0f}{d:>13,.0f}{e:>13,.0f}{a / b:>13.1f}{d / c:>13.2f}{d / e:>13.2f}", flush=True)
+        if a is None:  # these two are the same for every network
+            a, b = medians((lambda: ours(trainer), lambda: torchvisions(loader)), 1.5)
+        c, d, e = medians((lambda: fixed_batch(trainer), lambda: real_loop(trainer), lambda: convolutions(trainer)), 0.8)
+        print(f"{name:<18}{a:>14,.0f}{b:>14,.0f}{c:>14,.0f}{d:>14,.0f}{e:>14,.0f}{a / b:>14.1f}{d / c:>14.2f}{d / e:>14.2f}", flush=True)
+
+
+def medians(parts, seconds):
+    """The median rate of each part over rounds in which they take turns."""
+    return [statistics.median(column) for column in zip(*[[rate(part(), seconds) for part in parts] for _ in range(ROUNDS)])]
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 import data
 from conftest import CLASSES
@@ -45,7 +47,7 @@ def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, e
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
-    options = dict(shuffle=True, flip=True, crop=4, cutout=8)
+    options = dict(shuffle=True, flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
     split = gradient_split()
     first = list(loader(split, seed=3, **options).epoch(5))
     again = list(loader(split, seed=3, **options).epoch(5, start=2))
@@ -79,6 +81,31 @@ def test_every_image_has_its_own_crop_mirror_and_cutout():
         holes = images[:, 0] == 0
         assert holes.sum((1, 2)).max() == side * side and holes.any((1, 2)).all()
         assert len({hole.numpy().tobytes() for hole in holes}) > 200
+
+
+def test_colour_and_rotation_are_torchvisions_for_each_image_by_itself():
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
+    factors = torch.tensor([[0.6, 0.9, 1.0, 1.2, 1.4], [1.3, 1.0, 0.7, 0.8, 1.4], [0.5, 1.5, 1.0, 0.0, 1.2]])
+    got = data.recolour(images.clone(), *factors[..., None, None, None])
+    for image, result, (brightness, contrast, saturation) in zip(images / 255, got / 255, factors.T.tolist()):
+        image = functional.adjust_contrast(functional.adjust_brightness(image, brightness), contrast)
+        assert torch.allclose(result, functional.adjust_saturation(image, saturation), atol=1e-5)
+    quarters = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]) * math.pi
+    for image, result, times in zip(images, data.turn(images, quarters), range(5)):
+        assert torch.allclose(result, image.rot90(times, (1, 2)), atol=0.1)
+
+
+def test_mixed_labels_are_the_shares_of_the_pixels():
+    split = numbered(40)
+    for options in (dict(mixup=1.0), dict(cutmix=1.0), dict(mixup=0.5, cutmix=0.5)):
+        images, labels = next(loader(split, 40, shuffle=True, **options).epoch())
+        assert labels.shape == (40, 40) and torch.allclose(labels.sum(1), torch.ones(40))
+        assert torch.allclose(images.mean((1, 2, 3)), labels @ torch.arange(40.0), atol=1e-3)
+        assert len({tuple(row) for row in labels.tolist()}) == 40 and (labels.max(1).values < 0.99).sum() > 20
+    two = images.flatten(1).std(1) > 1e-3
+    assert 8 < two.sum() < 32  # squares of another image in about half, blends of two even ones in the rest
+    images, labels = next(loader(split, 40, shuffle=True, mixup=0.5).epoch())
+    assert 8 < (labels.max(1).values == 1).sum() < 32
 
 
 def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -31,12 +32,21 @@ def test_what_dump_writes_read_takes_back(tmp_path):
     assert settings.read(config=file(tmp_path, settings.dump(found))) == found
 
 
+def test_every_setting_is_explained_and_stands_in_the_readme():
+    readme = (settings.DEFAULTS.parent / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in settings.DEFAULTS.read_text(encoding="utf-8").splitlines() if ":" in line and not line.startswith("#")]
+    assert [line.split(":")[0] for line in lines] == list(FIELDS)
+    for line in lines:
+        name, value, comment = re.fullmatch(r"(\w+): *(.*?) *# (.+)", line).groups()
+        assert f"| `{name}` | {f'`{value}`' if value else 'empty'} | {comment} |" in readme
+
+
 @pytest.mark.parametrize("pair, words", [
     ("epoch=5", "epochs"), ("zzzzzzzzzz=5", "there are network"), ("epochs", "name=value"), ("epochs=ten", "epochs"), ("epochs=1.5", "whole number"),
     ("epochs=0", "epochs"), ("epochs=-3", "epochs"), ("epochs=", "epochs"), ("lr=nan", "lr"), ("lr=-0.1", "lr"), ("lr=inf", "lr"), ("lr=0", "lr"),
     ("batch_size=0", "batch_size"), ("dropout=1.5", "dropout"), ("crop=40", "crop"), ("gamma=0", "gamma"), ("flip=maybe", "flip"),
     ("network=resnet", "fast, "), ("dataset=mnist", "cifar10, folder, synthetic"), ("device=tpu", "auto, cpu"), ("seed=-1", "seed"),
-    ("momentum=0", "nesterov"), ("step_size=0", "step_size"),
+    ("momentum=0", "nesterov"), ("step_size=0", "step_size"), ("rotate=200", "rotate"), ("mixup=1.5", "mixup"), ("cutmix=-1", "cutmix"),
 ])
 def test_bad_value_is_refused_by_name(pair, words):
     with pytest.raises(SettingsError) as error:

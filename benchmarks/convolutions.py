@@ -1,0 +1,101 @@
+"""What each kind of convolution buys: the variants of `s8`, trained for the same number of epochs and for the same number of seconds.
+
+    python -m benchmarks.convolutions --seconds 600 dataset=folder data_dir=data/pictures
+
+First the training speed of each is measured. It then trains for as many epochs as fit into the seconds, each variant with a
+learning rate that falls over just that many, and once more for as many epochs as the slowest variant had. All runs have the settings
+of recipes/s8.yaml, on images of full size. Called again with the same --out, it goes on where it was stopped. Leaves table.md, accuracy.png
+and the run folders in --out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import data
+import files
+import model
+import pictures
+import settings as configuration
+import train
+from benchmarks.throughput import rate, real_loop
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "s8.yaml"
+COLOURS = ["#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"]  # Okabe and Ito's
+HEADER = "| network | parameters | multiply-adds | receptive field | images/s | accuracy after {} epochs | accuracy after {} s | epochs in them |"
+
+
+def variants():
+    """The networks of the study."""
+    return [name for name in model.NETWORKS if name.startswith("s8")]
+
+
+def speeds(pairs, kept):
+    """Images per second of the training loop by variant, and the number of training images; measured once and kept in a file."""
+    if not kept.exists():
+        lines = []
+        for name in variants():
+            settings = train.resolve(configuration.read([*pairs, f"network={name}"], RECIPE))
+            dataset = data.load(settings.dataset, settings.data_dir)
+            trainer = train.Trainer(settings, dataset, train.pick_device(settings.device))
+            lines.append(f"{name} {rate(real_loop(trainer), 10.0)} {len(dataset.train.labels)}")
+            print(lines[-1], flush=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(kept, "\n".join(lines).encode())
+    rows = [line.split() for line in kept.read_text().splitlines()]
+    return {name: float(speed) for name, speed, _ in rows}, int(rows[0][2])
+
+
+def trained(folder, pairs):
+    """The rows of the run in `folder`, trained or gone on with as need be; or None if it was stopped or failed."""
+    command = ["--resume", str(folder)] if (folder / "last.pt").exists() else ["--config", str(RECIPE), *pairs, f"out={folder}"]
+    return None if train.main(command) else files.read_metrics(folder / "metrics.csv")
+
+
+def draw(runs, seconds, source):
+    """Test accuracy over seconds of training, a line a variant."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, rows) in zip(COLOURS, runs.items()):
+        spent = [sum(row["seconds"] for row in rows[: number + 1]) for number in range(len(rows))]
+        axes.plot(spent, [row["test_accuracy"] for row in rows], color=colour, marker="o", markersize=3, label=f"{name} {rows[-1]['test_accuracy']:.1f}%")
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=f"the same {seconds} seconds, {source}")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main(argv=None):
+    """Measure, train, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="name=value")
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--out", type=Path, default=Path("runs/convolutions"))
+    arguments = parser.parse_intermixed_args(argv)
+    pairs = [*arguments.settings, "small_epochs=0"]
+    speed, images = speeds(pairs, arguments.out / "speeds.txt")
+    epochs = {name: max(1, int(arguments.seconds * speed[name] / images)) for name in speed}
+    fewest = min(epochs.values())
+    timed, lines = {}, [HEADER.format(fewest, arguments.seconds), "|---" * 8 + "|"]
+    for name in speed:
+        for count in (epochs[name], fewest):
+            rows = trained(arguments.out / f"{name}-{count}", [*pairs, f"network={name}", f"epochs={count}"])
+            if rows is None:
+                return 1
+            if count == epochs[name]:
+                timed[name] = rows
+        network = model.build(name)
+        lines.append(f"| `{name}` | {model.count_parameters(network):,} | {model.multiply_adds(network) / 1e6:.1f} million | "
+                     f"{model.receptive_field(network)} px | {images * len(timed[name]) / sum(row['seconds'] for row in timed[name]):,.0f} | "
+                     f"{rows[-1]['test_accuracy']:.2f}% | {timed[name][-1]['test_accuracy']:.2f}% | {epochs[name]} |")
+    print("\n".join(lines))
+    files.write_whole(arguments.out / "table.md", "\n".join([*lines, ""]).encode())
+    pictures.write(arguments.out / "accuracy.png", draw(timed, arguments.seconds, configuration.read(pairs).dataset))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

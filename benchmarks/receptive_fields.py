@@ -1,0 +1,73 @@
+"""What one output of a network sees: the gradient of one central output with respect to the input, drawn per network.
+
+    python -m benchmarks.receptive_fields                     # every network, to receptive_fields.png
+    python -m benchmarks.receptive_fields s8 s8-strided --out picture.png
+
+The output is one position before the global pooling. The gradient is that of a random mixture of its channels, for noise as images and
+fresh weights, and its size is averaged over images, channels and initialisations, after Luo et al., "Understanding the Effective Receptive
+Field in Deep Convolutional Neural Networks" (2016). The square is the receptive field that the layers' sizes allow.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import nn
+
+import model
+import pictures
+
+POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+def gradient(name, initialisations=10, images=32, size=64):
+    """Mean size of the gradient, size×size, largest 1, of the output nearest the centre."""
+    total = torch.zeros(size, size)
+    for seed in range(initialisations):
+        torch.manual_seed(seed)
+        trunk = nn.Sequential(*itertools.takewhile(lambda layer: not isinstance(layer, POOLING), model.build(name)))
+        trunk.eval()  # BatchNorm's statistics of a batch would depend on every pixel
+        noise = torch.randn(images, 3, size, size, requires_grad=True)
+        outputs = trunk(noise)
+        middle = outputs.shape[2] // 2
+        centre = outputs[:, :, middle, middle]
+        (centre * torch.randn_like(centre)).sum().backward()
+        total += noise.grad.abs().mean((0, 1))
+    return total / total.max()
+
+
+def main(argv=None):
+    """Draw the networks named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(model.NETWORKS)}")
+    parser.add_argument("--out", default="receptive_fields.png")
+    arguments = parser.parse_args(argv)
+    names = arguments.networks or list(model.NETWORKS)
+    if unknown := set(names) - set(model.NETWORKS):
+        parser.error(f"unknown network {', '.join(sorted(unknown))}: choose from {', '.join(model.NETWORKS)}")
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.9 * columns, 3.2 * rows + 0.4), layout="constrained")
+    figure.suptitle("which pixels one central output depends on (square root of the gradient's size; the image is 32 pixels wide, dashed)", fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, name in zip(panels, names):
+        seen, field = gradient(name), model.receptive_field(model.build(name))
+        axes.imshow(seen.sqrt().numpy(), cmap="magma", extent=(-32, 32, 32, -32))
+        middle = (seen.sum(0) * (torch.arange(64) - 31.5)).sum() / seen.sum()
+        axes.add_patch(Rectangle((middle - field / 2, middle - field / 2), field, field, fill=False, edgecolor="white"))
+        axes.add_patch(Rectangle((-16, -16), 32, 32, fill=False, edgecolor="white", linestyle="--", linewidth=0.8))
+        axes.set(xlim=(-32, 32), ylim=(32, -32))
+        axes.set_title(f"{name}: {field} px", fontsize=10)
+    pictures.write(Path(arguments.out), figure)
+    print(f"drawn to {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+import pytest
+
+import model
+from benchmarks import convolutions, receptive_fields
+
+
+@pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided"])
+def test_a_central_output_depends_on_the_receptive_field_and_no_more(name):
+    size = 80
+    seen = receptive_fields.gradient(name, initialisations=2, images=2, size=size) > 0
+    assert seen.any(0).sum() == seen.any(1).sum() == model.receptive_field(model.build(name)) < size
+
+
+def test_receptive_fields_are_drawn_and_unknown_networks_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(receptive_fields, "gradient", lambda name: receptive_fields.torch.ones(64, 64))
+    assert receptive_fields.main(["--out", str(tmp_path / "seen.png")]) == 0
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="2"):
+        receptive_fields.main(["s9"])
+
+
+def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(convolutions, "variants", lambda: ["s8-strided", "s8-pooled"])
+    measured = iter([42.0, 21.0])
+    monkeypatch.setattr(convolutions, "rate", lambda *_: next(measured))
+    call = [*(pair for pair in arguments if not pair.startswith(("out=", "epochs="))), "--seconds", "1", "--out", str(tmp_path / "study")]
+    assert convolutions.main(call) == 0
+    folder = tmp_path / "study"
+    assert {path.name for path in folder.iterdir()} >= {"s8-strided-2", "s8-strided-1", "s8-pooled-1", "table.md", "accuracy.png"}
+    table = (folder / "table.md").read_text()
+    assert "accuracy after 1 epochs | accuracy after 1 s" in table and len(table.splitlines()) == 4 and "| 2 |" in table
+    capsys.readouterr()
+    assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
+    assert "epoch  " not in capsys.readouterr().out and (folder / "table.md").read_text() == table
