@@ -9,7 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 import files
 
-TRAIN, TEST = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion, told apart by the colour-blind
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's, for the colour-blind
+TRAIN, TEST = COLOURS[:2]
 
 
 def write(path, figure):

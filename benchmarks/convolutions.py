@@ -9,6 +9,7 @@ and the run folders in --out.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -23,7 +24,6 @@ import train
 from benchmarks.throughput import rate, real_loop
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "s8.yaml"
-COLOURS = ["#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"]  # Okabe and Ito's
 HEADER = "| network | parameters | multiply-adds | receptive field | images/s | accuracy after {} epochs | accuracy after {} s | epochs in them |"
 
 
@@ -58,8 +58,8 @@ def draw(runs, seconds, source):
     """Test accuracy over seconds of training, a line a variant."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, rows) in zip(COLOURS, runs.items()):
-        spent = [sum(row["seconds"] for row in rows[: number + 1]) for number in range(len(rows))]
+    for colour, (name, rows) in zip(pictures.COLOURS, runs.items()):
+        spent = list(itertools.accumulate(row["seconds"] for row in rows))
         axes.plot(spent, [row["test_accuracy"] for row in rows], color=colour, marker="o", markersize=3, label=f"{name} {rows[-1]['test_accuracy']:.1f}%")
     axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=f"the same {seconds} seconds, {source}")
     axes.grid(color="0.92")

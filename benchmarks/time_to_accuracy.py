@@ -7,6 +7,7 @@ Read from metrics.csv, whose seconds are of training alone; what the tests and t
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ GOALS = (80, 85, 90)
 def passed(folder):
     """For each goal (seconds, epochs) of training when the test accuracy first reached it, or None."""
     rows = files.read_metrics(Path(folder) / "metrics.csv")
-    spent = [sum(row["seconds"] for row in rows[: number + 1]) for number in range(len(rows))]
+    spent = list(itertools.accumulate(row["seconds"] for row in rows))
     return [next(((seconds, row["epoch"]) for seconds, row in zip(spent, rows) if row["test_accuracy"] >= goal), None) for goal in GOALS]
 
 

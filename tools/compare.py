@@ -6,6 +6,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import pictures
 import settings as configuration
 
 APART = {"network", "out"}  # shown in columns of their own
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's, for the colour-blind
 LINES = ["-", "--", ":", "-."]
 
 
@@ -38,11 +38,11 @@ def main(argv=None):
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (run, (settings, rows)) in enumerate(zip(arguments.runs, found)):
-        accuracies, spent = [row["test_accuracy"] for row in rows], [sum(row["seconds"] for row in rows[:end]) for end in range(1, len(rows) + 1)]
+        accuracies, spent = [row["test_accuracy"] for row in rows], list(itertools.accumulate(row["seconds"] for row in rows))
         table.append([run, settings.network, f"{model.count_parameters(model.build(settings.network)):,}", *(str(getattr(settings, name)) for name in differ),
                       str(len(rows)), *(f"{value:.2f}" for value in (accuracies[-1:] or [float("nan")]) + [max(accuracies, default=float("nan"))]),
                       f"{sum(row['seconds'] for row in rows):.0f}"])
-        axes.plot(spent, accuracies, label=Path(run).name, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number // len(COLOURS) % len(LINES)])
+        axes.plot(spent, accuracies, label=Path(run).name, color=pictures.COLOURS[number % 7], linestyle=LINES[number // 7 % len(LINES)])
     widths = [max(map(len, column)) for column in zip(*table)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
