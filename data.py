@@ -234,12 +234,12 @@ class Loader:
             if self.rotate:
                 images = turn(images, angle[part])
             if self.cutout:
-                images.masked_fill_(squares(hole[:, part], torch.tensor(self.cutout, device=device), self.size), 0)
+                images.masked_fill_(squares(hole[:, part], hole.new_full((1,), self.cutout), self.size), 0)
             if self.mixup or self.cutmix:
                 # How much of each pixel is the image's own: the same everywhere, or none in a square.
-                blended, patched = ((chosen[part, None, None, None]) for chosen in (kind < self.mixup, kind >= 1 - self.cutmix))
+                chosen, blend = kind[part, None, None, None], share[part, None, None, None]
                 square = squares(place[:, part], (1 - share[part]).sqrt() * self.size, self.size)
-                own = torch.where(blended, share[part, None, None, None], 1 - (square & patched).float())
+                own = torch.where(chosen < self.mixup, blend, 1 - (square & (chosen >= 1 - self.cutmix)).float())
                 images = images.lerp(images.roll(1, 0), 1 - own)
                 labels = F.one_hot(labels, self.classes).float()
                 labels = labels.lerp(labels.roll(1, 0), 1 - own.mean((1, 2, 3))[:, None])

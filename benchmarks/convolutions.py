@@ -76,7 +76,11 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/convolutions"))
     arguments = parser.parse_intermixed_args(argv)
     pairs = [*arguments.settings, "small_epochs=0"]
-    speed, images = speeds(pairs, arguments.out / "speeds.txt")
+    try:
+        speed, images = speeds(pairs, arguments.out / "speeds.txt")
+    except (configuration.SettingsError, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     epochs = {name: max(1, int(arguments.seconds * speed[name] / images)) for name in speed}
     fewest = min(epochs.values())
     timed, lines = {}, [HEADER.format(fewest, arguments.seconds), "|---" * 8 + "|"]

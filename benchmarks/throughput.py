@@ -115,6 +115,11 @@ def main(argv=None):
     arguments = sys.argv[1:] if argv is None else argv
     pairs = [argument for argument in arguments if "=" in argument]
     names = [argument for argument in arguments if "=" not in argument] or list(model.NETWORKS)
+    try:
+        chosen = [train.resolve(configuration.read([*pairs, f"network={name}", "small_epochs=0"])) for name in names]
+    except configuration.SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     torch.manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     split = data.Split(images, torch.arange(IMAGES) % 10)
@@ -123,13 +128,13 @@ def main(argv=None):
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; images/s, median of {ROUNDS} rounds")
     print(f"{'network':<18}" + "".join(f"{title:>14}" for title in ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")))
     a = b = None
-    for name in names:
-        settings = train.resolve(configuration.read([*pairs, f"network={name}", "small_epochs=0"]))
+    for settings in chosen:
         trainer = train.Trainer(settings, dataset, train.pick_device(settings.device))
         if a is None:  # these two are the same for every network
             a, b = medians((lambda: ours(trainer), lambda: torchvisions(loader)), 1.5)
         c, d, e = medians((lambda: fixed_batch(trainer), lambda: real_loop(trainer), lambda: convolutions(trainer)), 0.8)
-        print(f"{name:<18}{a:>14,.0f}{b:>14,.0f}{c:>14,.0f}{d:>14,.0f}{e:>14,.0f}{a / b:>14.1f}{d / c:>14.2f}{d / e:>14.2f}", flush=True)
+        print(f"{settings.network:<18}{a:>14,.0f}{b:>14,.0f}{c:>14,.0f}{d:>14,.0f}{e:>14,.0f}{a / b:>14.1f}{d / c:>14.2f}{d / e:>14.2f}", flush=True)
+    return 0
 
 
 def medians(parts, seconds):
@@ -138,4 +143,4 @@ def medians(parts, seconds):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

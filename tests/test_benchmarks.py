@@ -1,7 +1,7 @@
 import pytest
 
 import model
-from benchmarks import convolutions, receptive_fields
+from benchmarks import convolutions, receptive_fields, throughput
 
 
 @pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided"])
@@ -32,3 +32,12 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
     capsys.readouterr()
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out and (folder / "table.md").read_text() == table
+
+
+def test_bad_input_gets_one_line(tmp_path, capsys):
+    for call, words in ((lambda: convolutions.main(["--out", str(tmp_path / "study"), "dataset=folder", f"data_dir={tmp_path / 'none'}"]), "no such folder"),
+                        (lambda: throughput.main(["s9"]), "s9"), (lambda: convolutions.main(["lr=x"]), "lr")):
+        assert call() == 2
+        error = capsys.readouterr().err
+        assert words in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "study").exists()
