@@ -32,22 +32,19 @@ def s8(classes, dropout, down="dilation", groups=1, separable=False, bottlenecks
     same sizes), by "stride" or by "pooling" to 32 → 16 → 8. `groups`: of every 3×3 convolution but the first. `separable`: each of them
     split into a depthwise 3×3 and a 1×1. `bottlenecks`: with or without the 1×1 units that halve the channels.
     """
+    fall = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}[down]
     layers, inputs = [], 3
-    lower = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}[down]
-    for outputs, kind in [(16, "same"), (16, "same"), (32, "lower"), (32, "same"), (64, "same"), (32, "bottleneck"),
-                          (32, "same"), (32, "same"), (64, "lower"), (64, "same"), (128, "same"), (64, "bottleneck")]:
-        if kind == "bottleneck":
-            if not bottlenecks:
-                continue
-            layers.append(nn.Conv2d(inputs, outputs, 1, bias=False))
-        else:
-            options = lower if kind == "lower" else dict(padding=1)
-            if separable and layers:
-                layers += [nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False, **options), nn.Conv2d(inputs, outputs, 1, bias=False)]
-            else:
-                layers.append(nn.Conv2d(inputs, outputs, 3, groups=groups if layers else 1, bias=False, **options))
-        layers += [nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
-        if kind == "lower" and down == "pooling":
+    for outputs, kernel, falls in [(16, 3, False), (16, 3, False), (32, 3, True), (32, 3, False), (64, 3, False), (32, 1, False),
+                                   (32, 3, False), (32, 3, False), (64, 3, True), (64, 3, False), (128, 3, False), (64, 1, False)]:
+        if kernel == 1 and not bottlenecks:
+            continue
+        options = fall if falls else dict(padding=kernel // 2)
+        if separable and kernel == 3 and layers:
+            layers.append(nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False, **options))
+            kernel, options = 1, {}
+        split = groups if kernel == 3 and layers else 1
+        layers += [nn.Conv2d(inputs, outputs, kernel, groups=split, bias=False, **options), nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+        if falls and down == "pooling":
             layers.append(nn.MaxPool2d(2))
         inputs = outputs
     return Network(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, classes, 1, bias=False))
