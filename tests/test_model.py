@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,14 @@ def test_command_line(capsys):
     assert all(name in capsys.readouterr().out for name in ["s8"])
     assert model.main(["nosuch"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", model.NETWORKS)
+def test_the_readme_tells_the_truth_about_each_network(name):
+    network = model.build(name)
+    facts = f"| {model.count_parameters(network):,} | {model.multiply_adds(network) / 1e6:.1f} million | {model.receptive_field(network)} px |"
+    readme = Path(model.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert any(line.startswith(f"| `{name}`") and facts in line for line in readme.splitlines())
 
 
 def test_whitened_outputs_are_uncorrelated_with_unit_variance():
