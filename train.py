@@ -393,10 +393,10 @@ def run(settings, resume):
         dataset = trainer.dataset
         if saved:
             trainer.restore(saved)
+        if trainer.rank == 0 and settings.tensorboard:
+            trainer.tensorboard = stack.enter_context(open_tensorboard(folder, len(trainer.rows)))
         report(trainer)
         if trainer.rank == 0:
-            if settings.tensorboard:
-                trainer.tensorboard = stack.enter_context(open_tensorboard(folder, len(trainer.rows)))
             files.write_whole(folder / "config.yaml", configuration.dump(settings).encode())
         if not resume:
             trainer.save()  # from here on there is something to resume

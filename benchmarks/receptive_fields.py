@@ -30,8 +30,14 @@ def gradient(name, initialisations=10, images=32, size=64):
     for seed in range(initialisations):
         torch.manual_seed(seed)
         trunk = nn.Sequential(*itertools.takewhile(lambda layer: not isinstance(layer, POOLING), model.build(name)))
-        trunk.eval()  # BatchNorm's statistics of a batch would depend on every pixel
         noise = torch.randn(images, 3, size, size, requires_grad=True)
+        for layer in trunk.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+                nn.init.ones_(layer.weight)  # residual pairs begin with 0 and would seem to see nothing
+        with torch.no_grad():
+            trunk(noise)
+        trunk.eval()  # with the statistics of that pass; those of a batch of its own would depend on every pixel
         outputs = trunk(noise)
         middle = outputs.shape[2] // 2
         centre = outputs[:, :, middle, middle]

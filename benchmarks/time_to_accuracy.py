@@ -1,6 +1,7 @@
 """Seconds and epochs of training until the test accuracy first passes 80, 85 and 90%, over several seeds.
 
     python -m benchmarks.time_to_accuracy --seeds 3 dataset=folder data_dir=data/pictures
+    python -m benchmarks.time_to_accuracy --config recipes/accurate.yaml    # with a recipe
     python -m benchmarks.time_to_accuracy --runs runs/NAME ...          # of runs made before
 
 Read from metrics.csv, whose seconds are of training alone; what the tests and the rest of the run took is stated beside them.
@@ -35,16 +36,18 @@ def main(argv=None):
     """Train with each seed unless runs are given, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="name=value")
+    parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", metavar="RUN")
     arguments = parser.parse_intermixed_args(argv)
     folders, elsewhere = arguments.runs or [], []
     if not folders:
+        command = [*arguments.settings, *(["--config", arguments.config] if arguments.config else [])]
         stem = f"runs/time-{time.strftime('%Y%m%d-%H%M%S')}"
         for seed in range(arguments.seeds):
             folders.append(f"{stem}-seed{seed}")
             began = time.perf_counter()
-            if code := train.main([*arguments.settings, f"seed={seed}", f"out={folders[-1]}"]):
+            if code := train.main([*command, f"seed={seed}", f"out={folders[-1]}"]):
                 return code
             elsewhere.append(time.perf_counter() - began - sum(row["seconds"] for row in files.read_metrics(Path(folders[-1]) / "metrics.csv")))
     results = [passed(folder) for folder in folders]

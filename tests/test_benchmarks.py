@@ -4,7 +4,7 @@ import model
 from benchmarks import convolutions, receptive_fields, throughput
 
 
-@pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided"])
+@pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided", "accurate"])
 def test_a_central_output_depends_on_the_receptive_field_and_no_more(name):
     size = 80
     seen = receptive_fields.gradient(name, initialisations=2, images=2, size=size) > 0

@@ -33,6 +33,17 @@ def test_s8_is_the_table_it_began_with(capsys):
     assert model.count_parameters(model.build("s8")) == 194_480
 
 
+def test_residual_pairs_of_accurate_start_as_the_identity_and_learn():
+    torch.manual_seed(0)
+    pairs = [layer for layer in model.build("accurate") if isinstance(layer, model.Residual)]
+    assert len(pairs) == 3
+    for pair in pairs:
+        images = torch.randn(4, pair[0].in_channels, 8, 8)
+        assert torch.equal(pair(images), images)
+        pair(images).square().sum().backward()
+        assert pair[4].weight.grad.abs().sum() > 0
+
+
 def test_too_large_a_network_is_refused():
     with pytest.raises(ValueError, match="network s8 has 513,840 parameters with 5000 classes; fewer than 200,000"):
         model.build("s8", num_classes=5000)
