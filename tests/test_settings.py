@@ -2,9 +2,11 @@ import dataclasses
 import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import model
 import settings
 from settings import FIELDS, Settings, SettingsError
 
@@ -39,6 +41,13 @@ def test_every_setting_is_explained_and_stands_in_the_readme():
     for line in lines:
         name, value, comment = re.fullmatch(r"(\w+): *(.*?) *# (.+)", line).groups()
         assert f"| `{name}` | {f'`{value}`' if value else 'empty'} | {comment} |" in readme
+
+
+@pytest.mark.parametrize("recipe", sorted((settings.DEFAULTS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_recipe_names_its_network_and_only_what_differs(recipe):
+    found, default = settings.read(config=recipe), settings.read()
+    assert found.network == recipe.stem and model.build(found.network)
+    assert all(getattr(found, name) != getattr(default, name) for name in yaml.safe_load(recipe.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("pair, words", [
