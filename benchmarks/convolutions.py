@@ -32,20 +32,18 @@ def variants():
     return [name for name in model.NETWORKS if name.startswith("s8")]
 
 
-def speeds(pairs, kept):
-    """Images per second of the training loop by variant, and the number of training images; measured once and kept in a file."""
+def speeds(dataset, pairs, kept):
+    """Images per second of the training loop by variant, measured once and kept in a file."""
     if not kept.exists():
         lines = []
         for name in variants():
             settings = train.resolve(configuration.read([*pairs, f"network={name}"], RECIPE))
-            dataset = data.load(settings.dataset, settings.data_dir)
             trainer = train.Trainer(settings, dataset, train.pick_device(settings.device))
-            lines.append(f"{name} {rate(real_loop(trainer), 10.0)} {len(dataset.train.labels)}")
+            lines.append(f"{name} {rate(real_loop(trainer), 10.0)}")
             print(lines[-1], flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(kept, "\n".join(lines).encode())
-    rows = [line.split() for line in kept.read_text().splitlines()]
-    return {name: float(speed) for name, speed, _ in rows}, int(rows[0][2])
+    return {name: float(speed) for name, speed in (line.split() for line in kept.read_text().splitlines())}
 
 
 def trained(folder, pairs):
@@ -77,7 +75,9 @@ def main(argv=None):
     arguments = parser.parse_intermixed_args(argv)
     pairs = [*arguments.settings, "small_epochs=0"]
     try:
-        speed, images = speeds(pairs, arguments.out / "speeds.txt")
+        settings = configuration.read(pairs)
+        dataset = data.load(settings.dataset, settings.data_dir)
+        speed, images = speeds(dataset, pairs, arguments.out / "speeds.txt"), len(dataset.train.labels)
     except (configuration.SettingsError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -97,7 +97,7 @@ def main(argv=None):
                      f"{rows[-1]['test_accuracy']:.2f}% | {timed[name][-1]['test_accuracy']:.2f}% | {epochs[name]} |")
     print("\n".join(lines))
     files.write_whole(arguments.out / "table.md", "\n".join([*lines, ""]).encode())
-    pictures.write(arguments.out / "accuracy.png", draw(timed, arguments.seconds, configuration.read(pairs).dataset))
+    pictures.write(arguments.out / "accuracy.png", draw(timed, arguments.seconds, dataset.source))
     return 0
 
 

@@ -9,6 +9,7 @@ ToTensor, Normalize, DataLoader with 2 workers, batches of 128); (c) the trainin
 does not depend on them. Medians of several rounds, in which the parts take turns, so that a noisy machine hits all alike.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -112,7 +113,9 @@ def convolutions(trainer):
 
 def main(argv=None):
     """Print the table for the networks named, or for all."""
-    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="network | name=value")
+    arguments = parser.parse_args(argv).words
     pairs = [argument for argument in arguments if "=" in argument]
     names = [argument for argument in arguments if "=" not in argument] or list(model.NETWORKS)
     try:
