@@ -28,7 +28,7 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
     folder = tmp_path / "study"
     assert {path.name for path in folder.iterdir()} >= {"s8-strided-2", "s8-strided-1", "s8-pooled-1", "table.md", "accuracy.png"}
     table = (folder / "table.md").read_text()
-    assert "accuracy after 1 epochs | accuracy after 1 s" in table and len(table.splitlines()) == 4 and "| 2 |" in table
+    assert "accuracy after 1 epochs | accuracy in 1 s" in table and len(table.splitlines()) == 4 and "| 2 |" in table
     capsys.readouterr()
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out and (folder / "table.md").read_text() == table
