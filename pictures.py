@@ -1,6 +1,7 @@
 """The pictures in a run folder, drawn from what is recorded there. Each function returns a figure, which `write` makes a PNG file."""
 
 import io
+import itertools
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,7 @@ import files
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe and Ito's, for the colour-blind
 TRAIN, TEST = COLOURS[:2]
+LINES = ["-", "--", ":", "-."]  # for more runs than colours
 
 
 def write(path, figure):
@@ -37,6 +39,20 @@ def curves(folder, source):
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    return figure
+
+
+def over_seconds(runs, title=None):
+    """Test accuracy over seconds of training, a line a run: `runs` maps labels to rows of metrics.csv."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, rows) in enumerate(runs.items()):
+        axes.plot(list(itertools.accumulate(row["seconds"] for row in rows)), [row["test_accuracy"] for row in rows], label=label, marker="o",
+                  markersize=3, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number // len(COLOURS) % len(LINES)])
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -9,11 +9,8 @@ Leaves table.md, accuracy.png and the run folders in --out.
 """
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 import data
 import files
@@ -52,20 +49,6 @@ def trained(folder, pairs):
     return None if train.main(command) else files.read_metrics(folder / "metrics.csv")
 
 
-def draw(runs, seconds, source):
-    """Test accuracy over seconds of training, a line a variant."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for colour, (name, rows) in zip(pictures.COLOURS, runs.items()):
-        spent = list(itertools.accumulate(row["seconds"] for row in rows))
-        axes.plot(spent, [row["test_accuracy"] for row in rows], color=colour, marker="o", markersize=3, label=f"{name} {rows[-1]['test_accuracy']:.1f}%")
-    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=f"as many epochs as fit into {seconds} seconds, {source}")
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
-
-
 def main(argv=None):
     """Measure, train, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +80,9 @@ def main(argv=None):
                      f"{rows[-1]['test_accuracy']:.2f}% | {timed[name][-1]['test_accuracy']:.2f}% | {epochs[name]} | {spent:.0f} s |")
     print("\n".join(lines))
     files.write_whole(arguments.out / "table.md", "\n".join([*lines, ""]).encode())
-    pictures.write(arguments.out / "accuracy.png", draw(timed, arguments.seconds, dataset.source))
+    labelled = {f"{name} {rows[-1]['test_accuracy']:.1f}%": rows for name, rows in timed.items()}
+    title = f"as many epochs as fit into {arguments.seconds} seconds, {dataset.source}"
+    pictures.write(arguments.out / "accuracy.png", pictures.over_seconds(labelled, title))
     return 0
 
 

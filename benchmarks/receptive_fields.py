@@ -21,15 +21,13 @@ from torch import nn
 import model
 import pictures
 
-POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-
 
 def gradient(name, initialisations=10, images=32, size=64):
     """Mean size of the gradient, size×size, largest 1, of the output nearest the centre."""
     total = torch.zeros(size, size)
     for seed in range(initialisations):
         torch.manual_seed(seed)
-        trunk = nn.Sequential(*itertools.takewhile(lambda layer: not isinstance(layer, POOLING), model.build(name)))
+        trunk = nn.Sequential(*itertools.takewhile(lambda layer: not isinstance(layer, model.POOLING), model.build(name)))
         noise = torch.randn(images, 3, size, size, requires_grad=True)
         for layer in trunk.modules():
             if isinstance(layer, nn.BatchNorm2d):

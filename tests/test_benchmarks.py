@@ -29,6 +29,9 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
     assert {path.name for path in folder.iterdir()} >= {"s8-strided-2", "s8-strided-1", "s8-pooled-1", "table.md", "accuracy.png"}
     table = (folder / "table.md").read_text()
     assert "accuracy after 1 epochs | accuracy in 1 s" in table and len(table.splitlines()) == 4 and "| 2 |" in table
+    for name, line in (("s8-strided-2", table.splitlines()[2]), ("s8-pooled-1", table.splitlines()[3])):
+        rows = convolutions.files.read_metrics(folder / name / "metrics.csv")
+        assert line.endswith(f"| {rows[-1]['test_accuracy']:.2f}% | {len(rows)} | {sum(row['seconds'] for row in rows):.0f} s |")
     capsys.readouterr()
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out and (folder / "table.md").read_text() == table

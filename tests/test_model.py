@@ -47,7 +47,7 @@ def test_residual_pairs_of_accurate_start_as_the_identity_and_learn():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_global_pooling_is_the_mean_and_keeps_the_order_of_its_gradient(dtype):
     images = torch.randn(4, 8, 6, 5).to(dtype, memory_format=torch.channels_last).requires_grad_()
-    means = model.AdaptiveAvgPool2d(1)(images)
+    means = model.AdaptiveAvgPool2d()(images)
     assert torch.allclose(means, images.mean((2, 3), keepdim=True), atol=0.01)
     gradient, = torch.autograd.grad(means.sum(), images)
     assert gradient.is_contiguous(memory_format=torch.channels_last) and torch.allclose(gradient, torch.full_like(gradient, 1 / 30))

@@ -6,11 +6,8 @@
 
 import argparse
 import dataclasses
-import itertools
 import sys
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 import files
 import model
@@ -18,7 +15,6 @@ import pictures
 import settings as configuration
 
 APART = {"network", "out"}  # shown in columns of their own
-LINES = ["-", "--", ":", "-."]
 
 
 def main(argv=None):
@@ -35,22 +31,15 @@ def main(argv=None):
     differ = [field.name for field in dataclasses.fields(configuration.Settings)
               if field.name not in APART and len({getattr(settings, field.name) for settings, _ in found}) > 1]
     table = [["run", "network", "parameters", *differ, "epochs done", "last %", "best %", "seconds"]]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, (run, (settings, rows)) in enumerate(zip(arguments.runs, found)):
-        accuracies, spent = [row["test_accuracy"] for row in rows], list(itertools.accumulate(row["seconds"] for row in rows))
+    for run, (settings, rows) in zip(arguments.runs, found):
+        accuracies = [row["test_accuracy"] for row in rows]
         table.append([run, settings.network, f"{model.count_parameters(model.build(settings.network)):,}", *(str(getattr(settings, name)) for name in differ),
                       str(len(rows)), *(f"{value:.2f}" for value in (accuracies[-1:] or [float("nan")]) + [max(accuracies, default=float("nan"))]),
                       f"{sum(row['seconds'] for row in rows):.0f}"])
-        axes.plot(spent, accuracies, label=Path(run).name, color=pictures.COLOURS[number % 7], linestyle=LINES[number // 7 % len(LINES)])
     widths = [max(map(len, column)) for column in zip(*table)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)")
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    pictures.write(arguments.picture, figure)
+    pictures.write(arguments.picture, pictures.over_seconds({run: rows for run, (_, rows) in zip(arguments.runs, found)}))
     print(f"curves in {arguments.picture}")
     return 0
 
