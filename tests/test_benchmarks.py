@@ -21,20 +21,23 @@ def test_receptive_fields_are_drawn_and_unknown_networks_refused(tmp_path, capsy
 
 def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convolutions, "variants", lambda: ["s8-strided", "s8-pooled"])
-    measured = iter([42.0, 21.0])
-    monkeypatch.setattr(convolutions, "rate", lambda *_: next(measured))
-    call = [*(pair for pair in arguments if not pair.startswith(("out=", "epochs="))), "--seconds", "1", "--out", str(tmp_path / "study")]
-    assert convolutions.main(call) == 0
+    monkeypatch.setattr(convolutions, "spent", lambda rows: 1.9 * len(rows))
     folder = tmp_path / "study"
-    assert {path.name for path in folder.iterdir()} >= {"s8-strided-2", "s8-strided-1", "s8-pooled-1", "table.md", "accuracy.png"}
+    pairs = [pair for pair in arguments if not pair.startswith(("out=", "epochs="))]
+    call = [*pairs, "--epochs", "2", "--seconds", "6", "--out", str(folder)]
+    assert convolutions.main(call) == 0
     table = (folder / "table.md").read_text()
-    assert "accuracy after 1 epochs | accuracy in 1 s" in table and len(table.splitlines()) == 4 and "| 2 |" in table
-    for name, line in (("s8-strided-2", table.splitlines()[2]), ("s8-pooled-1", table.splitlines()[3])):
-        rows = convolutions.files.read_metrics(folder / name / "metrics.csv")
-        assert line.endswith(f"| {rows[-1]['test_accuracy']:.2f}% | {len(rows)} | {sum(row['seconds'] for row in rows):.0f} s |")
+    assert "accuracy after 2 epochs | accuracy in 6 s" in table and len(table.splitlines()) == 4 and (folder / "accuracy.png").exists()
+    for name, line in zip(convolutions.variants(), table.splitlines()[2:]):
+        equal, timed = (convolutions.files.read_metrics(folder / f"{name}-{epochs}" / "metrics.csv") for epochs in (2, 3))
+        assert line.startswith(f"| `{name}` | 194,480 |") and len(equal) == 2 and len(timed) == 3
+        assert line.endswith(f"| {equal[-1]['test_accuracy']:.2f}% | {timed[-1]['test_accuracy']:.2f}% | 3 | 6 s |")
     capsys.readouterr()
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out and (folder / "table.md").read_text() == table
+    with pytest.raises(SystemExit, match="2"):
+        convolutions.main([*call, "--epochs", "0"])
+    assert "epochs=0" in capsys.readouterr().err
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys):
