@@ -15,14 +15,14 @@ import data
 import files
 import model
 
-SHIPPED = Path(__file__).resolve().parent.parent / "results" / "fast" / "weights.pt"
+SHIPPED = Path(__file__).resolve().parent.parent / "results" / "accurate" / "weights.pt"
 
 
 def main(argv=None):
     """Print a line a picture; exit code 2 if one could not be read, after all others were answered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE")
-    parser.add_argument("--run", metavar="RUN", help="use this run's last weights instead of the shipped ones of `fast`")
+    parser.add_argument("--run", metavar="RUN", help="use this run's last weights instead of the shipped ones of `accurate`")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     arguments = parser.parse_args(argv)
     path = Path(arguments.run, "last.pt") if arguments.run else SHIPPED
