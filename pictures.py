@@ -52,7 +52,7 @@ def over_seconds(runs, title=None):
     axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
