@@ -42,17 +42,18 @@ def curves(folder, source):
     return figure
 
 
-def over_seconds(runs, title=None):
+def over_seconds(runs, title=""):
     """Test accuracy over seconds of training, a line a run: `runs` maps labels to rows of metrics.csv."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (label, rows) in enumerate(runs.items()):
         axes.plot(list(itertools.accumulate(row["seconds"] for row in rows)), [row["test_accuracy"] for row in rows], label=label, marker="o",
                   markersize=3, color=COLOURS[number % len(COLOURS)], linestyle=LINES[number // len(COLOURS) % len(LINES)])
-    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", title=title)
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)")
+    figure.suptitle(title)
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
