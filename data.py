@@ -49,9 +49,9 @@ class Dataset:
     std: list[float]
 
 
-def load(name, data_dir, progress=True):
+def load(name, data_dir):
     """The data set `cifar10`, `folder` or `synthetic`. Raises DataError where it is missing or bad."""
-    source, classes, train, test = SOURCES[name](Path(data_dir), progress)
+    source, classes, train, test = SOURCES[name](Path(data_dir))
     for split in (train, test):
         if len(split.labels) == 0 or not 0 <= split.labels.min() <= split.labels.max() < len(classes):
             raise DataError(f"{source}: needs images whose labels lie in 0 to {len(classes) - 1}")
@@ -63,7 +63,7 @@ def load(name, data_dir, progress=True):
     return Dataset(source, classes, train, test, mean.tolist(), std.tolist())
 
 
-def cifar10(root, progress):
+def cifar10(root):
     """CIFAR-10 from `root`, fetched by torchvision (checksums, progress bar) unless it is there."""
     try:
         train, test = (CIFAR10(root, train=train, download=True) for train in (True, False))
@@ -78,7 +78,7 @@ def cifar10(root, progress):
     return "CIFAR-10", train.classes, *splits
 
 
-def folder(root, progress):
+def folder(root):
     """The pictures under root/train/<class>/ and root/test/<class>/, decoded once and kept in root/decoded.pt."""
     for name in ("train", "test"):
         if not (root / name).is_dir():
@@ -110,7 +110,7 @@ def folder(root, progress):
         pass  # none yet, or damaged: decode again
     tensors = []
     for part in (train, test):
-        bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None if progress else True, leave=False)
+        bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None, leave=False)
         images = torch.stack([image for image, _ in bar]).contiguous(memory_format=torch.channels_last)
         tensors += [images, torch.tensor(part.targets)]
     try:
@@ -147,7 +147,7 @@ def decode(path):
         raise DataError(f"{path}: cannot be read as a picture ({error})") from None
 
 
-def synthetic(root, progress):
+def synthetic(root):
     """24,000 pictures of ten shapes and textures in random place, size, tilt and colours, with noise. `root` is not used."""
     classes = ["disc", "ring", "square", "triangle", "plus", "rows", "columns", "checks", "dots", "gradient"]
     generator = torch.Generator().manual_seed(0)

@@ -109,7 +109,7 @@ def test_mixed_labels_are_the_shares_of_the_pixels():
 
 
 def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):
-    found = data.load("folder", pictures, progress=False)
+    found = data.load("folder", pictures)
     pixels = found.train.images.double() / 255
     assert torch.allclose(torch.tensor(found.mean), pixels.mean((0, 2, 3)).float())
     assert torch.allclose(torch.tensor(found.std), pixels.std((0, 2, 3), correction=0).float())
@@ -145,22 +145,22 @@ def same(one, two):
 def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
     decoded = []
     monkeypatch.setattr(data, "decode", lambda path, decode=data.decode: decoded.append(path) or decode(path))
-    first = data.load("folder", copy, progress=False)
+    first = data.load("folder", copy)
     assert first.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7] and len(decoded) == 33
-    assert same(first, data.load("folder", copy, progress=False)) and len(decoded) == 33
+    assert same(first, data.load("folder", copy)) and len(decoded) == 33
     os.utime(copy / "train" / "cat" / "3.png", ns=(1, 1))
-    data.load("folder", copy, progress=False)
+    data.load("folder", copy)
     assert len(decoded) == 66
     (copy / "test" / "dog" / "0.png").unlink()
-    assert len(data.load("folder", copy, progress=False).test.labels) == 11 and len(decoded) == 66 + 32
+    assert len(data.load("folder", copy).test.labels) == 11 and len(decoded) == 66 + 32
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:20000] + b"\x55" + raw[20001:], lambda raw: b"", lambda raw: b"x" * 100])
 def test_damaged_kept_copy_is_rebuilt(copy, damage):
-    first = data.load("folder", copy, progress=False)
+    first = data.load("folder", copy)
     raw = (copy / "decoded.pt").read_bytes()
     (copy / "decoded.pt").write_bytes(damage(raw))
-    assert same(first, data.load("folder", copy, progress=False))
+    assert same(first, data.load("folder", copy))
     assert (copy / "decoded.pt").read_bytes() == raw
 
 
