@@ -83,6 +83,15 @@ def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
     assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2] and {"samples", "curves"} <= set(events.Tags()["images"])
 
 
+def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
+    runs = {"a": [{"seconds": 2.0, "test_accuracy": 50.0}, {"seconds": 3.0, "test_accuracy": 60.0}], "b": []}
+    figure = drawing.over_seconds(runs, "title")
+    first, second = figure.axes[0].lines
+    assert (list(first.get_xdata()), list(first.get_ydata()), list(second.get_xdata())) == ([2, 5], [50, 60], [])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"] and first.get_color() != second.get_color()
+    assert figure.get_suptitle() == "title"
+
+
 def test_grid_shows_every_picture_under_its_caption():
     figure = drawing.grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], 2, "title")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""] and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 0]
