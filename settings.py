@@ -54,6 +54,7 @@ class Settings:
     cutout: Annotated[int, "[0, 32]"]
     mixup: Annotated[float, "[0, 1]"]
     cutmix: Annotated[float, "[0, 1]"]
+    plain_epochs: Annotated[int, "[0, inf)"]
     small_epochs: Annotated[int | None, "[0, inf)"]
     small_size: Annotated[int, "[16, 32]"]
     device: Annotated[str, ("auto", "cpu", "cuda", "mps")]

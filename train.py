@@ -153,6 +153,9 @@ class Trainer:
                    disable=self.rank > 0 or None)  # None: only on a terminal
         before, began = self.seconds, time.perf_counter()
         loader = self.small_loader if epoch < self.settings.small_epochs else self.train_loader
+        if epoch >= self.settings.epochs - self.settings.plain_epochs:
+            # The last steps go by images like those of the test. After He et al., "Data Augmentation Revisited" (2019).
+            loader.cutout = loader.mixup = loader.cutmix = 0
         with bar:
             for _ in self.batches(self.forward, loader.epoch(epoch, self.step), self.totals, self.update):
                 self.step += 1

@@ -128,6 +128,17 @@ def test_first_epochs_see_small_images(call, arguments, monkeypatch):
     assert sides == [16, 16, 16, 32] * 2 + [32] * 4  # three training batches and a test batch an epoch
 
 
+def test_last_epochs_see_plain_images(call, arguments, tmp_path, monkeypatch):
+    seen = []
+    batches = train.Trainer.batches
+    monkeypatch.setattr(train.Trainer, "batches", lambda self, network, loader, *rest: batches(
+        self, network, (seen.append(batch[0].clone()) or batch for batch in loader), *rest))
+    mixed = ["cutout=8", "mixup=0.5", "cutmix=0.5", "plain_epochs=1"]
+    assert call(*arguments, "small_epochs=0")[0] == call(*arguments, "small_epochs=0", *mixed, f"out={tmp_path / 'mixed'}")[0] == 0
+    same = [torch.equal(*pair) for pair in zip(seen[:8], seen[8:])]
+    assert same == [False] * 3 + [True] * 5  # three training batches and a test batch an epoch
+
+
 def test_averaged_weights_are_the_moving_average_of_the_weights(arguments, pictures):
     dataset = data.load("folder", pictures)
     trainer = train.Trainer(train.resolve(settings.read([*arguments, "average=0.15", "small_epochs=0"])), dataset, torch.device("cpu"))
