@@ -6,7 +6,7 @@ from benchmarks import convolutions, receptive_fields, throughput
 
 @pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided", "accurate"])
 def test_a_central_output_depends_on_the_receptive_field_and_no_more(name):
-    size = 80
+    size = 96
     seen = receptive_fields.gradient(name, initialisations=2, images=2, size=size) > 0
     assert seen.any(0).sum() == seen.any(1).sum() == model.receptive_field(model.build(name)) < size
 
