@@ -92,8 +92,8 @@ def fast(classes, dropout):
 def accurate(classes, dropout):
     """Made for the highest accuracy: plain 3×3 convolutions, few at 32 pixels, residual pairs of them at 16 and at 8.
 
-    The best of eight designs in five minutes each (benchmarks/README.md): at 32 pixels a convolution costs most and more of them brought
-    least. A pair starts as the identity, its last BatchNorm scaling by 0, after Goyal et al., "Accurate, Large Minibatch SGD" (2017).
+    The best of eight designs in five minutes each (benchmarks/README.md): a convolution costs sixteen times as much at 32 pixels as at 8.
+    A pair starts as the identity, its last BatchNorm scaling by 0, after Goyal et al., "Accurate, Large Minibatch SGD" (2017).
     """
     def pair(channels):
         first, last = unit(channels, channels), unit(channels, channels)
