@@ -33,14 +33,15 @@ def test_the_table_of_runs_agrees_with_each(name):
     assert settings.read(config=RUNS[name] / "config.yaml").epochs == len(files.read_metrics(RUNS[name] / "metrics.csv"))
 
 
-@pytest.mark.parametrize("names, machine", [(["fast", "fast-seed1", "fast-seed2"], "Zen 4"), ([f"fast-xeon-seed{seed}" for seed in range(3)], "Xeon")])
+@pytest.mark.parametrize("names, machine", [(["fast", "fast-seed1", "fast-seed2"], "Zen 4"), ([f"fast-xeon-seed{seed}" for seed in range(3)], "Xeon"),
+                                            ([f"fast-zen3-seed{seed}" for seed in range(3)], "Zen 3")])
 def test_means_and_deviations_are_those_of_the_seeds(names, machine):
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     published = next(line for line in lines if line.startswith("| `fast`, default settings") and machine in line)
     columns = list(zip(*(figures(RUNS[name]) for name in names)))
     assert f"{statistics.mean(columns[0]):.2f} ± {statistics.stdev(columns[0]):.2f}% | {len(names)} |" in published
     for column in columns[1:]:
-        assert f"| {statistics.mean(column):.0f} ± {statistics.stdev(column):.0f} " in published
+        assert f"| {statistics.mean(column):,.0f} ± {statistics.stdev(column):.0f} " in published
 
 
 def test_the_shipped_weights_are_those_of_the_published_run():
