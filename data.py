@@ -1,6 +1,6 @@
 """Small pictures held in memory, and batches of them cut, augmented and normalised for all images at once.
 
-    python data.py [cifar10 | folder | synthetic] [DATA_DIR]     # fetch, check, and print what is there
+python data.py [cifar10 | folder | synthetic] [DATA_DIR]     # fetch, check, and print what is there
 """
 
 import argparse
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +23,6 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from tqdm import tqdm
 
-import files
-
 SIZE = 32
 
 
@@ -34,93 +32,195 @@ class DataError(Exception):
 
 class Split(NamedTuple):
     """Pictures and their classes."""
+
     images: Tensor  # N×3×32×32, uint8, in channels_last order
     labels: Tensor  # N, int64
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data set in memory, with the mean and standard deviation of its training images by channel, in 0 to 1."""
+class About(NamedTuple):
+    """What has to be known of a data set to use a network trained on it."""
+
     source: str
     classes: list[str]
+    mean: list[float]  # of the training images, by channel, in 0 to 1
+    std: list[float]
+    train_images: int
+    scored_images: int
+    scored_on: str  # "test", or "held-out" where training images kept aside take the place of the test images
+
+
+class Dataset(NamedTuple):
+    """A data set in memory."""
+
+    about: About
     train: Split
     test: Split
-    mean: list[float]
-    std: list[float]
 
 
-def load(name, data_dir):
-    """The data set `cifar10`, `folder` or `synthetic`. Raises DataError where it is missing or bad."""
+class Augmentation(NamedTuple):
+    """How each training image is changed, every one by random choices of its own."""
+
+    flip: bool = False  # half of them mirrored
+    crop: int = 0  # shifted by up to that many pixels, reflected at the border
+    rotate: float = 0.0  # turned by up to that many degrees
+    colour: float = 0.0  # brightness, contrast and saturation changed by up to that share
+    cutout: int = 0  # a grey square of that side in pixels (DeVries and Taylor 2017)
+    mixup: float = 0.0  # share of the images blended with another of the batch (Zhang et al. 2018)
+    cutmix: float = 0.0  # share of the images with a square of another pasted in (Yun et al. 2019)
+
+    def scaled(self, factor: float) -> "Augmentation":
+        """The same for images `factor` times as large."""
+        return self._replace(crop=round(self.crop * factor), cutout=round(self.cutout * factor))
+
+
+class Choices(NamedTuple):
+    """The random choices of an epoch; the last dimension of each runs over the images in their new order."""
+
+    order: Tensor
+    shift: Tensor  # 2×N
+    mirror: Tensor
+    hole: Tensor  # 2×N, centres of cutout's squares
+    angle: Tensor  # radians
+    colours: Tensor  # 3×N, factors of brightness, contrast and saturation
+    mixture: Tensor  # 2×N: what is mixed (from 0 a blend, up to 1 a square, between nothing), the own share
+    place: Tensor  # 2×N, centres of cutmix's squares
+
+
+def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Dataset:
+    """The data set `cifar10`, `folder` or `synthetic`, found in or fetched to `data_dir`.
+
+    With `holdout`, so many training images, drawn by `seed`, take the place of the test images.
+    Raises DataError where the data is missing or bad, or there are too few images to hold out.
+    """
     source, classes, train, test = SOURCES[name](Path(data_dir))
     for split in (train, test):
         if len(split.labels) == 0 or not 0 <= split.labels.min() <= split.labels.max() < len(classes):
             raise DataError(f"{source}: needs images whose labels lie in 0 to {len(classes) - 1}")
-    # A histogram of the 256 grey levels gives both moments exactly, without a float copy of the images.
-    counts = torch.stack([train.images[:, channel].flatten().bincount(minlength=256) for channel in range(3)]).double()
+    scored_on = "test"
+    if holdout:
+        scored_on, (train, test) = "held-out", hold_out(train, holdout, seed)
+        for split in (train, test):
+            if len(split.labels.unique()) < len(classes):
+                raise DataError(f"holdout={holdout}: leaves a class without images; choose another number")
+    counts = len(train.labels), len(test.labels)
+    return Dataset(About(source, classes, *moments(train.images), *counts, scored_on), train, test)
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """The split without `count` of its images, and those; both have the classes in the same proportion."""
+    total = len(split.labels)
+    if count >= total:
+        raise DataError(f"holdout={count}: there are only {total} training images; choose fewer")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = order[split.labels[order].argsort(stable=True)]  # class after class, each in random order
+    held = torch.zeros(total, dtype=torch.bool)
+    held[order[torch.arange(count) * total // count]] = True
+    return Split(*(part[~held] for part in split)), Split(*(part[held] for part in split))
+
+
+def moments(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel, in 0 to 1, of images N×3×H×W in 0 to 255."""
+    # A histogram of the 256 grey levels gives both exactly, without a float copy of the images.
+    counts = torch.stack(
+        [images[:, channel].flatten().bincount(minlength=256) for channel in range(3)]
+    ).double()
     level = torch.arange(256) / 255
     mean = (counts * level).sum(1) / counts.sum(1)
     std = ((counts * (level - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt().clamp(min=1 / 255)
-    return Dataset(source, classes, train, test, mean.tolist(), std.tolist())
+    return mean.tolist(), std.tolist()
 
 
-def cifar10(root):
+def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
     """CIFAR-10 from `root`, fetched by torchvision (checksums, progress bar) unless it is there."""
     try:
         train, test = (CIFAR10(root, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-        batches = [(Path(CIFAR10.base_folder, name), md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list]
+        batches = [
+            (Path(CIFAR10.base_folder, name), md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list
+        ]
         for name, md5 in [(CIFAR10.filename, CIFAR10.tgz_md5), *batches]:
             if (root / name).exists() and not check_integrity(root / name, md5):
-                raise DataError(f"{root / name}: is damaged (wrong checksum) and could not be fetched again; delete or replace it") from None
-        raise DataError(f"CIFAR-10 is not in {root} and could not be fetched ({error}); put {CIFAR10.filename} into "
-                        f"data_dir, or use dataset=folder with pictures of your own, or dataset=synthetic") from None
-    splits = [Split(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in (train, test)]
+                raise DataError(
+                    f"{root / name}: is damaged (wrong checksum) and could not be fetched again; "
+                    "delete or replace it"
+                ) from None
+        raise DataError(
+            f"CIFAR-10 is not in {root} and could not be fetched ({error}); put {CIFAR10.filename} into "
+            f"data_dir, or use dataset=folder with pictures of your own, or dataset=synthetic"
+        ) from None
+    splits = [
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
+        for part in (train, test)
+    ]
     return "CIFAR-10", train.classes, *splits
 
 
-def folder(root):
-    """The pictures under root/train/<class>/ and root/test/<class>/, decoded once and kept in root/decoded.pt."""
+def folder(root: Path) -> tuple[str, list[str], Split, Split]:
+    """The pictures under root/train/<class>/ and root/test/<class>/, kept decoded in root/decoded.pt."""
     for name in ("train", "test"):
         if not (root / name).is_dir():
-            raise DataError(f"{root / name}: there is no such folder; data_dir needs train/<class>/ and test/<class>/ with pictures")
+            raise DataError(
+                f"{root / name}: there is no such folder; "
+                "data_dir needs train/<class>/ and test/<class>/ with pictures"
+            )
     try:
-        train, test = (ImageFolder(root / name, loader=decode, allow_empty=True) for name in ("train", "test"))
+        parts = [ImageFolder(root / name, loader=decode, allow_empty=True) for name in ("train", "test")]
     except FileNotFoundError as error:
-        raise DataError(f"{root}: train/ and test/ each need a folder of pictures a class ({error})") from None
+        raise DataError(
+            f"{root}: train/ and test/ each need a folder of pictures a class ({error})"
+        ) from None
+    train, test = parts
     if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(f"{root}: train/ and test/ must hold the same classes; only one of them has {', '.join(odd)}")
-    for part in (train, test):
+        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise DataError(f"{root}: train/ and test/ must hold the same classes; only one of them has {odd}")
+    for part in parts:
         for label in set(range(len(part.classes))) - set(part.targets):
-            raise DataError(f"{Path(part.root, part.classes[label])}: holds no picture; add some, or remove the class from train/ and test/")
-    source = f"pictures in {root}"
+            empty = Path(part.root, part.classes[label])
+            raise DataError(f"{empty}: holds no picture; add some, or remove the class from train/ and test/")
+    kept, files = root / "decoded.pt", listing(root, train.samples + test.samples)
+    tensors = read_kept(kept, files)
+    if tensors is None:
+        tensors = decode_all(train) + decode_all(test)
+        try:
+            keep(kept, {"format": 1, "listing": files, "digest": digest(tensors), "tensors": tensors})
+        except (OSError, RuntimeError) as error:  # a full disk is either
+            print(f"note: {kept} could not be written ({error}); the next start decodes the pictures again")
+    return f"pictures in {root}", train.classes, Split(*tensors[:2]), Split(*tensors[2:])
 
-    # The kept copy is used only if the same files are there, unchanged, and its own bytes are what was written.
-    listing = hashlib.sha256()
-    for path, _ in train.samples + test.samples:
+
+def listing(root: Path, samples: list[tuple[str, int]]) -> str:
+    """A SHA-256 that changes when one of the files does: of names below `root`, sizes and times."""
+    result = hashlib.sha256()
+    for path, _ in samples:
         status = os.stat(path)
-        listing.update(f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    kept = root / "decoded.pt"
-    try:
-        saved = files.load(kept)
-        if saved["listing"] == listing.hexdigest() and saved["digest"] == digest(saved["tensors"]):
-            images, labels, test_images, test_labels = saved["tensors"]
-            return source, train.classes, Split(images, labels), Split(test_images, test_labels)
-    except (files.RunError, KeyError, TypeError, ValueError):
-        pass  # none yet, or damaged: decode again
-    tensors = []
-    for part in (train, test):
-        bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None, leave=False)
-        images = torch.stack([image for image, _ in bar]).contiguous(memory_format=torch.channels_last)
-        tensors += [images, torch.tensor(part.targets)]
-    try:
-        files.save(kept, {"format": files.FORMAT, "listing": listing.hexdigest(), "digest": digest(tensors), "tensors": tensors})
-    except OSError as error:
-        print(f"note: the decoded pictures could not be kept in {kept} ({error.strerror}); the next start decodes again")
-    return source, train.classes, Split(*tensors[:2]), Split(*tensors[2:])
+        line = f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n"
+        result.update(line.encode(errors="surrogateescape"))
+    return result.hexdigest()
 
 
-def digest(tensors):
+def read_kept(path: Path, files: str) -> list[Tensor] | None:
+    """The tensors kept in `path` if they are of the same files and unharmed."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["listing"] == files and saved["digest"] == digest(saved["tensors"]):
+            return saved["tensors"]
+    except Exception:  # none yet, or damaged in one of many ways: it can always be made anew
+        pass
+    return None
+
+
+def keep(path: Path, content: dict) -> None:
+    """`torch.save` under another name, then a rename, so that no reader meets half a file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(tensors: list[Tensor]) -> str:
     """SHA-256 of the tensors' shapes and bytes."""
     result = hashlib.sha256()
     for tensor in tensors:
@@ -129,8 +229,18 @@ def digest(tensors):
     return result.hexdigest()
 
 
-def decode(path):
-    """A picture file as 3×32×32 uint8: turned upright, transparency on white, of an animation the first frame."""
+def decode_all(part: ImageFolder) -> list[Tensor]:
+    """Images (N×3×32×32, uint8) and labels (N) of a folder. DataError for a file that is no picture."""
+    bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None, leave=False)
+    images = torch.stack([image for image, _ in bar]).contiguous(memory_format=torch.channels_last)
+    return [images, torch.tensor(part.targets)]
+
+
+def decode(path: str | Path) -> Tensor:
+    """A picture file as 3×32×32 uint8: set upright, transparency on white, of an animation the first frame.
+
+    Raises DataError where it cannot be read or has more than 8 bits a channel.
+    """
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
@@ -147,146 +257,211 @@ def decode(path):
         raise DataError(f"{path}: cannot be read as a picture ({error})") from None
 
 
-def synthetic(root):
-    """24,000 pictures of ten shapes and textures in random place, size, tilt and colours, with noise. `root` is not used."""
-    classes = ["disc", "ring", "square", "triangle", "plus", "rows", "columns", "checks", "dots", "gradient"]
+SHAPES = ["disc", "ring", "square", "triangle", "plus", "rows", "columns", "checks", "dots", "gradient"]
+
+
+def synthetic(root: Path) -> tuple[str, list[str], Split, Split]:
+    """24,000 pictures of ten shapes, random in place, size, tilt, colours and noise; `root` is not used."""
     generator = torch.Generator().manual_seed(0)
 
-    def uniform(low, high, *shape):
+    def split(n: int) -> Split:
+        return Split(
+            *(torch.cat(parts) for parts in zip(*(draw_shapes(1000, generator) for _ in range(n // 1000))))
+        )
+
+    return "synthetic pictures (not CIFAR-10)", SHAPES, split(20_000), split(4_000)
+
+
+def draw_shapes(n: int, generator: torch.Generator) -> Split:
+    """`n` pictures of SHAPES in turn."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) * (high - low) + low
 
-    def draw(n):
-        labels = torch.arange(n) % len(classes)
-        axis = torch.linspace(-1, 1, SIZE)
-        x, y = axis - uniform(-0.35, 0.35, n, 1, 1), axis[:, None] - uniform(-0.35, 0.35, n, 1, 1)
-        tilt, scale = uniform(-0.35, 0.35, n, 1, 1), uniform(0.4, 0.8, n, 1, 1)
-        u, v = (x * tilt.cos() + y * tilt.sin()) / scale, (y * tilt.cos() - x * tilt.sin()) / scale
-        far, near, radius = u.abs().maximum(v.abs()), u.abs().minimum(v.abs()), u.square() + v.square()
-        wave_u, wave_v = (8 * u).sin(), (8 * v).sin()
-        shapes = [radius < 1, (radius < 1) & (radius > 0.3), far < 0.85, (v < 0.7) & (v > 2 * u.abs() - 1), (near < 0.3) & (far < 1),
-                  wave_v > 0, wave_u > 0, wave_u * wave_v > 0, wave_u + wave_v > 0.8, (v / 2 + 0.5).clamp(0, 1)]
-        mask = torch.stack([shape.float() for shape in shapes])[labels, torch.arange(n)]
-        back, front = uniform(0.1, 0.9, 2, n, 3, 1, 1)
-        front = torch.where((front - back).abs() < 0.25, (back + 0.5) % 1, front)  # never too faint to see
-        noise = torch.randn((n, 3, SIZE, SIZE), generator=generator) * 0.08
-        images = (back + (front - back) * mask[:, None] + noise).clamp(0, 1).mul(255).to(torch.uint8)
-        return images.contiguous(memory_format=torch.channels_last), labels
+    labels = torch.arange(n) % len(SHAPES)
+    axis = torch.linspace(-1, 1, SIZE)
+    x, y = axis - uniform(-0.35, 0.35, n, 1, 1), axis[:, None] - uniform(-0.35, 0.35, n, 1, 1)
+    tilt, scale = uniform(-0.35, 0.35, n, 1, 1), uniform(0.4, 0.8, n, 1, 1)
+    u, v = (x * tilt.cos() + y * tilt.sin()) / scale, (y * tilt.cos() - x * tilt.sin()) / scale
+    far, near, radius = u.abs().maximum(v.abs()), u.abs().minimum(v.abs()), u.square() + v.square()
+    wave_u, wave_v = (8 * u).sin(), (8 * v).sin()
+    masks = [
+        radius < 1,
+        (radius < 1) & (radius > 0.3),
+        far < 0.85,
+        (v < 0.7) & (v > 2 * u.abs() - 1),
+        (near < 0.3) & (far < 1),
+        wave_v > 0,
+        wave_u > 0,
+        wave_u * wave_v > 0,
+        wave_u + wave_v > 0.8,
+        (v / 2 + 0.5).clamp(0, 1),
+    ]
+    mask = torch.stack([mask.float() for mask in masks])[labels, torch.arange(n)]
+    back, front = uniform(0.1, 0.9, 2, n, 3, 1, 1)
+    front = torch.where((front - back).abs() < 0.25, (back + 0.5) % 1, front)  # never too faint to see
+    noise = torch.randn((n, 3, SIZE, SIZE), generator=generator) * 0.08
+    images = (back + (front - back) * mask[:, None] + noise).clamp(0, 1).mul(255).to(torch.uint8)
+    return Split(images.contiguous(memory_format=torch.channels_last), labels)
 
-    def split(n):
-        return Split(*(torch.cat(parts) for parts in zip(*(draw(1000) for _ in range(n // 1000)))))
 
-    return "synthetic pictures (not CIFAR-10)", classes, split(20_000), split(4_000)
-
-
-def shrink(split, size):
+def shrink(split: Split, size: int) -> Split:
     """The split with its images scaled to `size`×`size` pixels; training on fewer pixels takes less time."""
     chunks = [resize(chunk, [size, size], antialias=True) for chunk in split.images.split(1000)]
     return Split(torch.cat(chunks).contiguous(memory_format=torch.channels_last), split.labels)
 
 
 class Loader:
-    """Batches of normalised images (B×3×32×32 float32) and labels, cut for all images at once on the device that holds them.
+    """Batches of normalised images (B×3×32×32 float32) and labels, cut on the device a batch at once.
 
-    With `shuffle`, every image comes exactly once an epoch in fresh order, the last short batch included, each with random choices
-    of its own: `flip` (half of them mirrored), `crop` (shifted by up to that many pixels, reflected at the border), `rotate` (turned
-    by up to that many degrees), `colour` (brightness, contrast and saturation changed by up to that share), `cutout` (a grey square of
-    that side). A share `mixup` of the images is blended with another of the batch (Zhang et al. 2018), a share `cutmix` gets a square of
-    another (Yun et al. 2019), both in a proportion uniform from 0 to 1. Labels are classes (B, int64), or, where images are mixed, the share of
-    each class (B×classes). `batch_size` counts the images of all `world` ranks; rank r takes every world-th from r.
+    With a `seed` every image comes once an epoch in fresh order, without one they keep theirs; the last
+    short batch is included. Labels are classes (B, int64), or, where images are mixed, the share of
+    each class (B×classes). `batch_size` counts the images of all `world` ranks; rank r takes every
+    world-th from r. Nothing here waits for the device within an epoch.
     """
 
-    def __init__(self, split, mean, std, batch_size, device="cpu", *, shuffle=False, flip=False, crop=0, rotate=0.0, colour=0.0, cutout=0,
-                 mixup=0.0, cutmix=0.0, seed=0, rank=0, world=1):
-        self.batch_size, self.shuffle, self.seed, self.rank, self.world = batch_size, shuffle, seed, rank, world
-        self.flip, self.crop, self.rotate, self.colour, self.cutout, self.mixup, self.cutmix = flip, crop, rotate, colour, cutout, mixup, cutmix
+    def __init__(
+        self,
+        split: Split,
+        about: About,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        augmentation: Augmentation | None = None,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.augmentation, self.classes = augmentation or Augmentation(), len(about.classes)
         self.labels = split.labels.to(device)
-        self.classes = int(split.labels.max()) + 1
-        self.size = split.images.shape[-1]
-        padded = F.pad(split.images, (crop,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last).to(device)
-        # Every crop of every image as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only the chosen ones are ever copied.
+        self.size, crop = split.images.shape[-1], self.augmentation.crop
+        padded = F.pad(split.images, (crop,) * 4, mode="reflect")
+        padded = padded.contiguous(memory_format=torch.channels_last).to(device)
+        # All crops of all images as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only few are ever copied.
         self.windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        self.mean, self.std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (mean, std))
+        self.mean, self.std = (
+            torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (about.mean, about.std)
+        )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def epoch(self, epoch=0, start=0):
-        """Batches `start`, `start` + 1, … of an epoch. Each image's choices depend on the seed, the epoch and its place in the order alone."""
-        n, device = len(self.labels), self.labels.device
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        shift = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator)
-        mirror = torch.rand(n, generator=generator) < 0.5 * self.flip
-        hole = torch.randint(0, self.size, (2, n), generator=generator)
-        angle = (torch.rand(n, generator=generator) * 2 - 1) * math.radians(self.rotate)
-        factors = 1 + (torch.rand((3, n), generator=generator) * 2 - 1) * self.colour
-        kind, share = torch.rand((2, n), generator=generator)
-        place = torch.randint(0, self.size, (2, n), generator=generator)
-        order, (top, left), mirror, hole, angle, factors, kind, share, place = (
-            choice.to(device) for choice in (order, shift, mirror, hole, angle, factors, kind, share, place))
+    def images_in(self, batch: int) -> int:
+        """How many images a batch has on all ranks together; the last of an epoch may have fewer."""
+        return min(self.batch_size, len(self.labels) - batch * self.batch_size)
+
+    def plain(self, count: int) -> Tensor:
+        """About `count` images (N×3×32×32), spread evenly, normalised and otherwise as they are."""
+        crop = self.augmentation.crop
+        images = self.windows[:: max(1, len(self.labels) // count), :, crop, crop]
+        return images.float().sub_(self.mean).div_(self.std)
+
+    def seen(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first images of an epoch as the network sees them (N×3×32×32, uint8), and their labels."""
+        images, labels = (part[:count] for part in next(self.epoch()))
+        return (images * self.std + self.mean).round().clamp(0, 255).to("cpu", torch.uint8), labels
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches `start`, `start` + 1, … of an epoch: images and labels."""
+        choices, n = self.choices(epoch), len(self.labels)
         for first in range(start * self.batch_size, n, self.batch_size):
             part = slice(first + self.rank, min(first + self.batch_size, n), self.world)
-            images, labels = self.windows[order[part], :, top[part], left[part]], self.labels[order[part]]
-            images = torch.where(mirror[part, None, None, None], images.flip(3), images).float()
-            if self.colour:
-                images = recolour(images, *factors[:, part, None, None, None])
-            images.sub_(self.mean).div_(self.std)
-            if self.rotate:
-                images = turn(images, angle[part])
-            if self.cutout:
-                images.masked_fill_(squares(hole[:, part], hole.new_full((1,), self.cutout), self.size), 0)
-            if self.mixup or self.cutmix:
-                # How much of each pixel is the image's own: the same everywhere, or none in a square.
-                chosen, blend = kind[part, None, None, None], share[part, None, None, None]
-                square = squares(place[:, part], (1 - share[part]).sqrt() * self.size, self.size)
-                own = torch.where(chosen < self.mixup, blend, 1 - (square & (chosen >= 1 - self.cutmix)).float())
-                images = images.lerp(images.roll(1, 0), 1 - own)
-                labels = F.one_hot(labels, self.classes).float()
-                labels = labels.lerp(labels.roll(1, 0), 1 - own.mean((1, 2, 3))[:, None])
-            yield images, labels
+            yield self.batch(Choices(*(choice[..., part] for choice in choices)))
+
+    def choices(self, epoch: int) -> Choices:
+        """The choices of all images, which depend on the seed and the epoch alone."""
+        n, how = len(self.labels), self.augmentation
+        generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + epoch)
+        drawn = Choices(
+            order=torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator),
+            shift=torch.randint(0, 2 * how.crop + 1, (2, n), generator=generator),
+            mirror=torch.rand(n, generator=generator) < 0.5 * how.flip,
+            hole=torch.randint(0, self.size, (2, n), generator=generator),
+            angle=(torch.rand(n, generator=generator) * 2 - 1) * math.radians(how.rotate),
+            colours=1 + (torch.rand((3, n), generator=generator) * 2 - 1) * how.colour,
+            mixture=torch.rand((2, n), generator=generator),
+            place=torch.randint(0, self.size, (2, n), generator=generator),
+        )
+        return Choices(*(choice.to(self.labels.device) for choice in drawn))
+
+    def batch(self, chosen: Choices) -> tuple[Tensor, Tensor]:
+        """The images and labels of a batch, changed as chosen."""
+        how, (top, left) = self.augmentation, chosen.shift
+        images, labels = self.windows[chosen.order, :, top, left], self.labels[chosen.order]
+        images = torch.where(chosen.mirror[:, None, None, None], images.flip(3), images).float()
+        if how.colour:
+            images = recolour(images, *chosen.colours[..., None, None, None])
+        images.sub_(self.mean).div_(self.std)
+        if how.rotate:
+            images = turn(images, chosen.angle)
+        if how.cutout:
+            images.masked_fill_(squares(chosen.hole, chosen.hole.new_full((1,), how.cutout), self.size), 0)
+        if how.mixup or how.cutmix:
+            images, labels = self.mixed(images, labels, chosen)
+        return images, labels
+
+    def mixed(self, images: Tensor, labels: Tensor, chosen: Choices) -> tuple[Tensor, Tensor]:
+        """Each image blended with the one before it, or with a square of it, and its shares of classes."""
+        kind, share = chosen.mixture[..., None, None, None]
+        square = squares(chosen.place, (1 - chosen.mixture[1]).sqrt() * self.size, self.size)
+        # How much of each pixel is the image's own: the same everywhere, or none in a square.
+        pasted = square & (kind >= 1 - self.augmentation.cutmix)
+        own = torch.where(kind < self.augmentation.mixup, share, 1 - pasted.float())
+        of_class = F.one_hot(labels, self.classes).float()
+        images = images.lerp(images.roll(1, 0), 1 - own)
+        return images, of_class.lerp(of_class.roll(1, 0), 1 - own.mean((1, 2, 3))[:, None])
 
 
-def squares(centre, side, size):
-    """B×1×size×size, true in a square around each centre (2×B): where c - side/2 <= pixel < c + side/2."""
+def squares(centre: Tensor, side: Tensor, size: int) -> Tensor:
+    """B×1×size×size, true in a square around each centre (2×B): c - side/2 <= pixel < c + side/2."""
     offset = torch.arange(size, device=centre.device) - centre[:, :, None]
     rows, columns = (2 * offset >= -side[..., None]) & (2 * offset < side[..., None])
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def recolour(images, brightness, contrast, saturation):
-    """Images (B×3×H×W, 0 to 255), each with its own factors (B×1×1×1), as torchvision's adjust_brightness and the like do it for one."""
+def recolour(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Images (B×3×H×W, 0 to 255), each with factors of its own (B×1×1×1).
+
+    As torchvision's adjust_brightness, adjust_contrast and adjust_saturation do it for one image.
+    """
     images = (images * brightness).clamp_(0, 255)
     grey = rgb_to_grayscale(images)
     images = torch.lerp(grey.mean((1, 2, 3), keepdim=True), images, contrast).clamp_(0, 255)
     return torch.lerp(rgb_to_grayscale(images), images, saturation).clamp_(0, 255)
 
 
-def turn(images, angle):
-    """Images (B×3×H×W) turned about their centre, each by its own angle (B, radians), reflected at the border."""
+def turn(images: Tensor, angle: Tensor) -> Tensor:
+    """Images (B×3×H×W), each turned about its centre by its angle (B, radians), the border reflected."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    grid = F.affine_grid(torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).contiguous(memory_format=torch.channels_last)
+    rows = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    turned = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return turned.contiguous(memory_format=torch.channels_last)
 
 
 SOURCES = {"cifar10": cifar10, "folder": folder, "synthetic": synthetic}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Fetch and check a data set and print what is there."""
     parser = argparse.ArgumentParser(description="Fetch and check a data set and print what is there.")
     parser.add_argument("dataset", nargs="?", default="cifar10", choices=list(SOURCES))
     parser.add_argument("data_dir", nargs="?", default="data")
     arguments = parser.parse_args(argv)
     try:
-        found = load(arguments.dataset, arguments.data_dir)
+        about, train, test = load(arguments.dataset, arguments.data_dir)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{found.source}: {len(found.train.labels):,} training and {len(found.test.labels):,} test images of {SIZE}×{SIZE} pixels")
-    print("mean", *(f"{value:.4f}" for value in found.mean), "  standard deviation", *(f"{value:.4f}" for value in found.std))
-    counts = [split.labels.bincount(minlength=len(found.classes)).tolist() for split in (found.train, found.test)]
-    for name, train, test in zip(found.classes, *counts):
-        print(f"{name:>20}  {train:>7,} train  {test:>7,} test")
+    print(
+        f"{about.source}: {about.train_images:,} training and {about.scored_images:,} test images "
+        f"of {SIZE}×{SIZE} pixels"
+    )
+    mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in (about.mean, about.std))
+    print(f"mean {mean}   standard deviation {std}")
+    counts = [split.labels.bincount(minlength=len(about.classes)).tolist() for split in (train, test)]
+    for name, in_train, in_test in zip(about.classes, *counts):
+        print(f"{name:>20}  {in_train:>7,} train  {in_test:>7,} test")
     return 0
 
 

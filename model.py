@@ -1,109 +1,137 @@
 """The networks, each of fewer than 200,000 parameters: images N×3×32×32 in, logits N×classes out.
 
-    python model.py          # table of all networks: parameters, multiply-adds, receptive field
-    python model.py NAME     # the layer-by-layer summary of one
+python model.py          # table of all networks: parameters, multiply-adds, receptive field
+python model.py NAME     # the layer-by-layer summary of one
 """
 
 import copy
 import sys
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchsummary
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 LIMIT = 200_000
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)  # the global ones, behind which no position is left
 
 
-class Network(nn.Sequential):
-    """Layers in order, the last of which gives N×classes×1×1; `forward` flattens that to logits N×classes."""
+class NetworkError(ValueError):
+    """A network that cannot be had; the message is one line that says why."""
 
-    def forward(self, images):
+
+class Network(nn.Sequential):
+    """Layers in order, the last of which gives N×classes×1×1; `forward` flattens it to N×classes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N×classes) of images (N×3×32×32, normalised)."""
         return super().forward(images).flatten(1)
 
 
 class Residual(nn.Sequential):
     """Layers in order, whose input is added to their output; both have the same shape."""
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
+        """The sum of both, N×C×H×W."""
         return images + super().forward(images)
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """torch's pooling to one position, N×C×H×W to N×C×1×1, with a gradient that keeps the channels_last order.
+    """torch's pooling to one position, N×C×H×W to N×C×1×1, whose gradient stays channels_last.
 
-    That of torch's own does not, so that the BatchNorm before it has to copy: `s8` then trains at 0.77 times the speed on a CPU.
+    That of torch's own does not, so that the BatchNorm before it has to copy: `s8` then trains at 0.77 times
+    the speed on a CPU.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(1)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
+        """Means over all positions."""
         return F.avg_pool2d(images, images.shape[2:])
 
 
-def unit(inputs, outputs, *pooling):
+def unit(inputs: int, outputs: int, *pooling: nn.Module) -> list[nn.Module]:
     """A 3×3 convolution, pooling if any, BatchNorm and SiLU, as a list."""
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *pooling, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return [convolution, *pooling, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
 
 
-def s8(classes, dropout, down="dilation", groups=1, separable=False, bottlenecks=True):
-    """The network this project started from, 12 units of convolution, ReLU, BatchNorm, dropout; and, by its arguments, its variants.
+def s8(
+    classes: int,
+    dropout: float,
+    down: str = "dilation",
+    groups: int = 1,
+    separable: bool = False,
+    bottlenecks: bool = True,
+) -> Network:
+    """What this project started from, 12 units of convolution, ReLU, BatchNorm, dropout; and its variants.
 
-    `down`: how resolution falls twice. By "dilation" without padding, 32 → 28 → 24 pixels (the original, whose table gives the sizes but
-    not the dilation: here it is 2, so that no tap of the kernel ever reads a border of zeros; dilation 3 with padding 1 would give the
-    same sizes), by "stride" or by "pooling" to 32 → 16 → 8. `groups`: of every 3×3 convolution but the first. `separable`: each of them
-    split into a depthwise 3×3 and a 1×1. `bottlenecks`: with or without the 1×1 units that halve the channels.
+    `down` is how resolution falls twice. By "dilation" without padding, from 32 to 28 to 24 pixels: the
+    original, whose table gives the sizes but not the dilation. Here it is 2, so that no tap of the
+    kernel ever reads a border of zeros; dilation 3 with padding 1 would give the same sizes. By
+    "stride" or "pooling", from 32 to 16 to 8. `groups` are those of every 3×3 convolution but the
+    first. `separable` splits each of them into a depthwise 3×3 and a 1×1. `bottlenecks` says whether
+    there are 1×1 units that halve the channels.
     """
-    fall = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}[down]
+    ways = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}
     layers, inputs = [], 3
-    for outputs, kernel, falls in [(16, 3, False), (16, 3, False), (32, 3, True), (32, 3, False), (64, 3, False), (32, 1, False),
-                                   (32, 3, False), (32, 3, False), (64, 3, True), (64, 3, False), (128, 3, False), (64, 1, False)]:
+    for number, outputs in enumerate([16, 16, 32, 32, 64, 32, 32, 32, 64, 64, 128, 64], 1):
+        kernel, falls = 1 if number in (6, 12) else 3, number in (3, 9)
         if kernel == 1 and not bottlenecks:
             continue
-        options = fall if falls else dict(padding=kernel // 2)
+        options = ways[down] if falls else dict(padding=kernel // 2)
         if separable and kernel == 3 and layers:
             layers.append(nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False, **options))
             kernel, options = 1, {}
         split = groups if kernel == 3 and layers else 1
-        layers += [nn.Conv2d(inputs, outputs, kernel, groups=split, bias=False, **options), nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
+        layers.append(nn.Conv2d(inputs, outputs, kernel, groups=split, bias=False, **options))
+        layers += [nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
         if falls and down == "pooling":
             layers.append(nn.MaxPool2d(2))
         inputs = outputs
     return Network(*layers, AdaptiveAvgPool2d(), nn.Conv2d(inputs, classes, 1, bias=False))
 
 
-def fast(classes, dropout):
+def fast(classes: int, dropout: float) -> Network:
     """Made to reach 85% soon on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
 
-    The 4×4 stem of stride 2 leaves a quarter of the positions, so that an image costs a seventh of what it does in `s8`. The stem
-    has no BatchNorm: `whiten` gives its outputs unit variance. In trials SiLU learned a little more in an epoch than ReLU, at no
-    cost that could be measured, and the second convolution at 16 pixels brought what more epochs did not.
+    The 4×4 stem of stride 2 leaves a quarter of the positions, so that an image costs a seventh of what it
+    does in `s8`. The stem has no BatchNorm: `whiten` gives its outputs unit variance. In trials SiLU learned
+    a little more in an epoch than ReLU, at no cost that could be measured, and the second convolution at 16
+    pixels brought what more epochs did not.
     """
-    return Network(nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True),
-                   *unit(48, 48), *unit(48, 48), nn.MaxPool2d(2),
-                   *unit(48, 64), *unit(64, 64), nn.MaxPool2d(2), *unit(64, 72), *unit(72, 72), nn.AdaptiveMaxPool2d(1),
-                   nn.Dropout(dropout), nn.Conv2d(72, classes, 1, bias=False))
+    stem = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True)]
+    at_16 = [*unit(48, 48), *unit(48, 48), nn.MaxPool2d(2)]
+    at_8 = [*unit(48, 64), *unit(64, 64), nn.MaxPool2d(2)]
+    at_4 = [*unit(64, 72), *unit(72, 72), nn.AdaptiveMaxPool2d(1)]
+    head = [nn.Dropout(dropout), nn.Conv2d(72, classes, 1, bias=False)]
+    return Network(*stem, *at_16, *at_8, *at_4, *head)
 
 
-def accurate(classes, dropout):
-    """Made for the highest accuracy: plain 3×3 convolutions, few at 32 pixels, residual pairs of them at 16 and at 8.
+def accurate(classes: int, dropout: float) -> Network:
+    """Made for the highest accuracy: plain 3×3 convolutions, residual pairs of them at 16 and 8 pixels.
 
-    The best of eight designs in five minutes each (benchmarks/README.md): a convolution costs sixteen times as much at 32 pixels as at 8.
-    A pair starts as the identity, its last BatchNorm scaling by 0, after Goyal et al., "Accurate, Large Minibatch SGD" (2017).
+    The best of eight designs in five minutes each (docs/accurate.md): a convolution costs sixteen times as
+    much at 32 pixels as at 8. A pair starts as the identity, its last BatchNorm scaling by 0, after Goyal et
+    al., "Accurate, Large Minibatch SGD" (2017).
     """
-    def pair(channels):
+
+    def pair(channels: int) -> Residual:
         first, last = unit(channels, channels), unit(channels, channels)
         nn.init.zeros_(last[1].weight)
         return Residual(*first, *last)
 
-    return Network(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.SiLU(inplace=True), *unit(32, 32),
-                   *unit(32, 32, nn.MaxPool2d(2)), pair(32), pair(32),
-                   *unit(32, 48, nn.MaxPool2d(2)), pair(48), pair(48), pair(48), nn.AdaptiveMaxPool2d(1),
-                   nn.Dropout(dropout), nn.Conv2d(48, classes, 1, bias=False))
+    stem = [nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.SiLU(inplace=True)]
+    at_32 = [*unit(32, 32), *unit(32, 32, nn.MaxPool2d(2))]
+    at_16 = [pair(32), pair(32), *unit(32, 48, nn.MaxPool2d(2))]
+    at_8 = [pair(48), pair(48), pair(48), nn.AdaptiveMaxPool2d(1)]
+    head = [nn.Dropout(dropout), nn.Conv2d(48, classes, 1, bias=False)]
+    return Network(*stem, *at_32, *at_16, *at_8, *head)
 
 
 NETWORKS = {
@@ -118,23 +146,24 @@ NETWORKS = {
 }
 
 
-def build(name, num_classes=10, dropout=0.0):
-    """The network `name` with fresh weights. ValueError for an unknown name, or 200,000 parameters or more."""
+def build(name: str, num_classes: int = 10, dropout: float = 0.0) -> Network:
+    """The network `name` with fresh weights. NetworkError if unknown or of 200,000 parameters or more."""
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
+        raise NetworkError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
     network = NETWORKS[name](num_classes, dropout)
     if (count := count_parameters(network)) >= LIMIT:
-        raise ValueError(f"network {name} has {count:,} parameters with {num_classes} classes; fewer than {LIMIT:,} are allowed")
+        size = f"{count:,} parameters with {num_classes} classes"
+        raise NetworkError(f"network {name} has {size}; fewer than {LIMIT:,} are allowed")
     return network
 
 
 @torch.no_grad()
-def whiten(network, images):
-    """Make the first convolution the principal components of the patches it sees, each with its negative, at unit variance; freeze it.
+def whiten(network: nn.Module, images: Tensor) -> None:
+    """Make the first convolution the principal components of the patches it sees, and freeze it.
 
-    `images` are normalised, N×3×H×W. In a trial of ten epochs on CIFAR-10 re-encoded as JPEG
-    an earlier `fast` reached 83.3% from such filters, 82.2% from random ones.
-    After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019).
+    Each component comes with its negative, both give unit variance. `images` are normalised, N×3×H×W. In a
+    trial of ten epochs on CIFAR-10 re-encoded as JPEG an earlier `fast` reached 83.3% from such filters,
+    82.2% from random ones. After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019).
     """
     layer = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     patches = F.unfold(images, layer.kernel_size, stride=layer.stride).transpose(1, 2).flatten(0, 1).double()
@@ -145,34 +174,75 @@ def whiten(network, images):
     layer.weight.requires_grad_(False)
 
 
-def load(path):
-    """The trained network in a best.pt or last.pt, in eval mode: images N×3×32×32 in 0 to 1 in, logits out; `.classes` names them.
+def give(network: nn.Module, weights: dict[str, Tensor], last_layer: bool = True) -> None:
+    """Give the network trained weights; without `last_layer` all others, for it has other classes.
 
-    Only tensors and plain types are read from the file, so one from a stranger cannot run code.
+    Raises NetworkError if they are those of other layers.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not last_layer:
+        *_, last = network.state_dict()
+        weights = weights | {last: network.state_dict()[last]}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise NetworkError(
+            "the weights are those of a network with other layers than it has now; "
+            "use the version of model.py it was trained with"
+        ) from None
+
+
+def logits(network: nn.Module, images: Tensor, views: int = 1) -> Tensor:
+    """Logits (N×classes) of images (N×3×H×W), the mean over 1, 2 or 6 views: test-time augmentation.
+
+    1 is the image as it is; 2 also its mirror image; 6 both, also shifted by one pixel up-left and
+    down-right, which count half. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"
+    (2024).
+    """
+    if views == 1:
+        return network(images).float()
+    if views == 2:
+        return (logits(network, images) + logits(network, images.flip(3))) / 2
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    shifted = (padded[..., 2:, 2:], padded[..., :-2, :-2])
+    return logits(network, images, 2) / 2 + sum(logits(network, each, 2) for each in shifted) / 4
+
+
+def load(path: str | Path) -> nn.Sequential:
+    """The trained network in a best.pt or last.pt, in eval mode: images N×3×32×32, 0 to 1, to logits.
+
+    `.classes` names the classes. Only tensors and plain types are read from the file, so that one from a
+    stranger cannot run code.
+    """
+    return ready(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def ready(saved: dict[str, Any]) -> nn.Sequential:
+    """The network in what was read from a best.pt or last.pt, as `load` gives it."""
     network = build(saved["network"], len(saved["classes"]))
-    network.load_state_dict(saved["weights"])
+    give(network, saved["weights"])
     normalise = nn.BatchNorm2d(3, eps=0, affine=False)  # in eval mode just (x - mean) / deviation
-    normalise.running_mean, normalise.running_var = torch.tensor(saved["mean"]), torch.tensor(saved["std"]).square()
-    ready = nn.Sequential(normalise, network).eval()
-    ready.classes = saved["classes"]
-    return ready
+    normalise.running_mean, normalise.running_var = (
+        torch.tensor(saved["mean"]),
+        torch.tensor(saved["std"]).square(),
+    )
+    trained = nn.Sequential(normalise, network).eval()
+    trained.classes = saved["classes"]
+    return trained
 
 
-def count_parameters(network):
+def count_parameters(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def multiply_adds(network):
+def multiply_adds(network: nn.Module) -> int:
     """Multiply-adds for one 3×32×32 image, as torch counts them (convolutions and matrix products)."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(network).cpu().eval()(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops() // 2
 
 
-def receptive_field(network):
+def receptive_field(network: nn.Module) -> int:
     """Side in pixels of the input square that one position before the global pooling depends on.
 
     Each layer widens it by (kernel - 1)·dilation steps of the product of all strides before it.
@@ -182,32 +252,35 @@ def receptive_field(network):
         if isinstance(layer, POOLING):
             break
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-            kernel, stride, dilation = (value[0] if isinstance(value, tuple) else value
-                                        for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1)))
+            sizes = layer.kernel_size, layer.stride, getattr(layer, "dilation", 1)
+            kernel, stride, dilation = (value[0] if isinstance(value, tuple) else value for value in sizes)
             field += (kernel - 1) * dilation * jump
             jump *= stride
     return field
 
 
-def facts(network):
+def facts(network: nn.Module) -> str:
     """One line: parameters of those allowed, multiply-adds, receptive field."""
-    return (f"{count_parameters(network):,} parameters of fewer than {LIMIT:,}, {multiply_adds(network) / 1e6:.1f} million multiply-adds "
-            f"an image, receptive field {receptive_field(network)} pixels")
+    return (
+        f"{count_parameters(network):,} parameters of fewer than {LIMIT:,}, "
+        f"{multiply_adds(network) / 1e6:.1f} million multiply-adds an image, "
+        f"receptive field {receptive_field(network)} pixels"
+    )
 
 
-def summary(network):
-    """Print torchsummary's table, of a copy: its forward pass would move BatchNorm's statistics and the random state."""
+def summary(network: nn.Module) -> None:
+    """Print torchsummary's table, of a copy: it moves BatchNorm's statistics and the random state."""
     with torch.random.fork_rng(devices=[]):
         torchsummary.summary(copy.deepcopy(network).cpu().eval(), (3, 32, 32), device="cpu")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Print the table of all networks, or the summary of the one named."""
     names = sys.argv[1:] if argv is None else argv
     if names:
         try:
             network = build(names[0])
-        except ValueError as error:
+        except NetworkError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         summary(network)
@@ -216,7 +289,10 @@ def main(argv=None):
     print(f"{'network':<18}{'parameters':>12}{'multiply-adds':>16}{'receptive field':>18}")
     for name in NETWORKS:
         network = build(name)
-        print(f"{name:<18}{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px")
+        sizes = (
+            f"{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px"
+        )
+        print(f"{name:<18}{sizes}")
     return 0
 
 

@@ -1,11 +1,12 @@
-"""What one output of a network sees: the gradient of one central output with respect to the input, drawn per network.
+"""What one output of a network sees: the gradient of one central output with respect to the input, drawn.
 
     python -m benchmarks.receptive_fields                     # every network, to receptive_fields.png
     python -m benchmarks.receptive_fields s8 s8-strided --out picture.png
 
-The output is one position before the global pooling. The gradient is that of a random mixture of its channels, for noise as images and
-fresh weights, and its size is averaged over images, channels and initialisations, after Luo et al., "Understanding the Effective Receptive
-Field in Deep Convolutional Neural Networks" (2016). The square is the receptive field that the layers' sizes allow.
+The output is one position before the global pooling. The gradient is that of a random mixture of its
+channels, for noise as images and fresh weights, and its size is averaged over images, channels and
+initialisations, after Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional
+Neural Networks" (2016). The square is the receptive field that the layers' sizes allow.
 """
 
 import argparse
@@ -14,20 +15,66 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import nn
+from torch import Tensor, nn
 
 import model
-import pictures
+from harness import folder
+
+TITLE = (
+    "which pixels one central output depends on (square root of the gradient's size; "
+    "the image is 32 pixels wide, dashed)"
+)
 
 
-def gradient(name, initialisations=10, images=32, size=64):
+def main(argv: list[str] | None = None) -> int:
+    """Draw the networks named, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(model.NETWORKS)}")
+    parser.add_argument("--out", default="receptive_fields.png")
+    arguments = parser.parse_args(argv)
+    names = arguments.networks or list(model.NETWORKS)
+    if unknown := set(names) - set(model.NETWORKS):
+        known = ", ".join(model.NETWORKS)
+        parser.error(f"unknown network {', '.join(sorted(unknown))}: choose from {known}")
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.9 * columns, 3.2 * rows + 0.4), layout="constrained")
+    figure.suptitle(TITLE, fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, name in zip(panels, names):
+        draw(axes, name)
+    folder.write_picture(Path(arguments.out), figure)
+    print(f"drawn to {arguments.out}")
+    return 0
+
+
+def draw(axes: Axes, name: str) -> None:
+    """What a network sees, and squares of the size of its receptive field and of an image."""
+    seen, field = gradient(name), model.receptive_field(model.build(name))
+    axes.imshow(seen.sqrt().numpy(), cmap="magma", extent=(-32, 32, 32, -32))
+    middle = (seen.sum(0) * (torch.arange(64) - 31.5)).sum() / seen.sum()
+    corner = middle - field / 2
+    axes.add_patch(Rectangle((corner, corner), field, field, fill=False, edgecolor="white"))
+    image = Rectangle((-16, -16), 32, 32, fill=False, edgecolor="white", linestyle="--", linewidth=0.8)
+    axes.add_patch(image)
+    axes.set(xlim=(-32, 32), ylim=(32, -32))
+    axes.set_title(f"{name}: {field} px", fontsize=10)
+
+
+def gradient(name: str, initialisations: int = 10, images: int = 32, size: int = 64) -> Tensor:
     """Mean size of the gradient, size×size, largest 1, of the output nearest the centre."""
     total = torch.zeros(size, size)
     for seed in range(initialisations):
         torch.manual_seed(seed)
-        trunk = nn.Sequential(*itertools.takewhile(lambda layer: not isinstance(layer, model.POOLING), model.build(name)))
+        layers = itertools.takewhile(lambda layer: not isinstance(layer, model.POOLING), model.build(name))
+        trunk = nn.Sequential(*layers)
         noise = torch.randn(images, 3, size, size, requires_grad=True)
         for layer in trunk.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -35,42 +82,13 @@ def gradient(name, initialisations=10, images=32, size=64):
                 nn.init.ones_(layer.weight)  # residual pairs begin with 0 and would seem to see nothing
         with torch.no_grad():
             trunk(noise)
-        trunk.eval()  # with the statistics of that pass; those of a batch of its own would depend on every pixel
+        trunk.eval()  # with the statistics of that pass; those of its own would depend on every pixel
         outputs = trunk(noise)
         middle = outputs.shape[2] // 2
         centre = outputs[:, :, middle, middle]
         (centre * torch.randn_like(centre)).sum().backward()
         total += noise.grad.abs().mean((0, 1))
     return total / total.max()
-
-
-def main(argv=None):
-    """Draw the networks named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(model.NETWORKS)}")
-    parser.add_argument("--out", default="receptive_fields.png")
-    arguments = parser.parse_args(argv)
-    names = arguments.networks or list(model.NETWORKS)
-    if unknown := set(names) - set(model.NETWORKS):
-        parser.error(f"unknown network {', '.join(sorted(unknown))}: choose from {', '.join(model.NETWORKS)}")
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.9 * columns, 3.2 * rows + 0.4), layout="constrained")
-    figure.suptitle("which pixels one central output depends on (square root of the gradient's size; the image is 32 pixels wide, dashed)", fontsize=10)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, name in zip(panels, names):
-        seen, field = gradient(name), model.receptive_field(model.build(name))
-        axes.imshow(seen.sqrt().numpy(), cmap="magma", extent=(-32, 32, 32, -32))
-        middle = (seen.sum(0) * (torch.arange(64) - 31.5)).sum() / seen.sum()
-        axes.add_patch(Rectangle((middle - field / 2, middle - field / 2), field, field, fill=False, edgecolor="white"))
-        axes.add_patch(Rectangle((-16, -16), 32, 32, fill=False, edgecolor="white", linestyle="--", linewidth=0.8))
-        axes.set(xlim=(-32, 32), ylim=(32, -32))
-        axes.set_title(f"{name}: {field} px", fontsize=10)
-    pictures.write(Path(arguments.out), figure)
-    print(f"drawn to {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":

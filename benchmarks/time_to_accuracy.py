@@ -2,9 +2,10 @@
 
     python -m benchmarks.time_to_accuracy --seeds 3 dataset=folder data_dir=data/pictures
     python -m benchmarks.time_to_accuracy --config recipes/accurate.yaml    # with a recipe
-    python -m benchmarks.time_to_accuracy --runs runs/NAME ...          # of runs made before
+    python -m benchmarks.time_to_accuracy --runs runs/NAME ...              # of runs made before
 
-Read from metrics.csv, whose seconds are of training alone; what the tests and the rest of the run took is stated beside them.
+Read from metrics.csv, whose seconds are of training alone; what the rest of the run took is stated
+beside them.
 """
 
 import argparse
@@ -12,35 +13,26 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import files
 import train
+from harness import folder
 
-GOALS = (80, 85, 90)
-
-
-def passed(folder):
-    """For each goal (seconds, epochs) of training when the test accuracy first reached it, or None."""
-    rows = files.read_metrics(Path(folder) / "metrics.csv")
-    spent = list(itertools.accumulate(row["seconds"] for row in rows))
-    return [next(((seconds, row["epoch"]) for seconds, row in zip(spent, rows) if row["test_accuracy"] >= goal), None) for goal in GOALS]
+GOALS = (80, 85, 90)  # percent
 
 
-def spread(values):
-    """Mean and standard deviation as text."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
-
-
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Train with each seed unless runs are given, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", metavar="RUN")
     arguments = parser.parse_intermixed_args(argv)
-    folders, elsewhere = arguments.runs or [], []
+    folders, beside = arguments.runs or [], []
     if not folders:
         command = [*arguments.settings, *(["--config", arguments.config] if arguments.config else [])]
         stem = f"runs/time-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -49,19 +41,42 @@ def main(argv=None):
             began = time.perf_counter()
             if code := train.main([*command, f"seed={seed}", f"out={folders[-1]}"]):
                 return code
-            elsewhere.append(time.perf_counter() - began - sum(row["seconds"] for row in files.read_metrics(Path(folders[-1]) / "metrics.csv")))
-    results = [passed(folder) for folder in folders]
-    for goal, reached in zip(GOALS, zip(*results)):
+            training = sum(row["seconds"] for row in folder.read_metrics(Path(folders[-1], "metrics.csv")))
+            beside.append(time.perf_counter() - began - training)
+    report([Path(run) for run in folders])
+    if beside:
+        print(
+            f"beside the training, each run took {spread(beside)} s (loading, tests, checkpoints, pictures)"
+        )
+    return 0
+
+
+def report(folders: Sequence[Path]) -> None:
+    """Print when each goal was reached, and what the runs ended with."""
+    for goal, reached in zip(GOALS, zip(*map(passed, folders))):
         if None in reached:
             print(f"{goal}%: reached by {len(reached) - reached.count(None)} of {len(reached)}")
         else:
             seconds, epochs = zip(*reached)
-            print(f"{goal}%: {spread(seconds)} seconds of training, {spread(epochs)} epochs (n = {len(reached)})")
-    last = [files.read_metrics(Path(folder) / "metrics.csv")[-1]["test_accuracy"] for folder in folders]
-    print(f"last epoch's test accuracy {spread(last)}% (n = {len(last)}): {', '.join(f'{value:.2f}' for value in last)}")
-    if elsewhere:
-        print(f"beside the training, each run took {spread(elsewhere)} seconds (loading, tests, checkpoints, pictures)")
-    return 0
+            n = len(reached)
+            print(f"{goal}%: {spread(seconds)} seconds of training, {spread(epochs)} epochs (n = {n})")
+    last = [folder.read_metrics(run / "metrics.csv")[-1]["test_accuracy"] for run in folders]
+    each = ", ".join(f"{value:.2f}" for value in last)
+    print(f"last epoch's test accuracy {spread(last)}% (n = {len(last)}): {each}")
+
+
+def passed(run: Path) -> list[tuple[float, float] | None]:
+    """For each goal seconds and epochs of training when the test accuracy first reached it, if it did."""
+    rows = folder.read_metrics(run / "metrics.csv")
+    spent = itertools.accumulate(row["seconds"] for row in rows)
+    seen = [(row["test_accuracy"], seconds, row["epoch"]) for row, seconds in zip(rows, spent)]
+    return [next((rest for accuracy, *rest in seen if accuracy >= goal), None) for goal in GOALS]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation as text."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

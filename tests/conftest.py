@@ -4,10 +4,17 @@ import torch
 from PIL import Image
 
 import train
+from harness import settings
 
 torch.set_num_threads(1)  # tiny batches gain nothing from more, and two test runs at once do not fight
 
 CLASSES = ["cat", "dog", "owl"]
+
+
+def settings_of_run(pictures, out):
+    """Command-line settings of a run of two epochs with three steps each."""
+    small = ["dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu"]
+    return [f"data_dir={pictures}", *small, f"out={out}"]
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +34,19 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def arguments(pictures, tmp_path):
-    """Command-line settings of a run of two epochs with three steps each in tmp_path/run."""
-    return [f"data_dir={pictures}", "dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu", f"out={tmp_path / 'run'}"]
+    """Settings of such a run in tmp_path/run."""
+    return settings_of_run(pictures, tmp_path / "run")
 
 
 @pytest.fixture
 def call(capsys):
     """Run train.main and return (exit code, stdout, stderr)."""
+
     def run(*argv):
         capsys.readouterr()
         code = train.main([str(argument) for argument in argv])
         return code, *capsys.readouterr()
+
     return run
 
 
@@ -45,5 +54,31 @@ def call(capsys):
 def finished(pictures, tmp_path_factory):
     """The folder of an undisturbed run with the settings of `arguments`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert train.main([f"data_dir={pictures}", "dataset=folder", "epochs=2", "batch_size=8", "lr=0.05", "dropout=0.1", "device=cpu", f"out={folder}"]) == 0
+    assert train.main(settings_of_run(pictures, folder)) == 0
     return folder
+
+
+@pytest.fixture
+def start(pictures):
+    """Make a Training as a run would: start("lr=0.1", ...)."""
+
+    def make(*pairs):
+        asked = settings.resolve(settings.read([*settings_of_run(pictures, "unused"), *pairs]))
+        return train.Training(asked, train.load_data(asked), torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Call `action` in the `number`th step of training, counted over all epochs: at_step(number, action)."""
+
+    def patch(number, action, patcher=monkeypatch):
+        taken, update = iter(range(1, 1000)), train.Training.update
+        patcher.setattr(
+            train.Training,
+            "update",
+            lambda self, *batch: (next(taken) == number and action(), update(self, *batch))[1],
+        )
+
+    return patch

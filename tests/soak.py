@@ -1,6 +1,6 @@
 """Kill a real run again and again, resume it each time, and compare it with a run that nobody touched.
 
-    python -m tests.soak --kills 30
+python -m tests.soak --kills 30
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-import files
+from harness import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT"]
@@ -25,9 +25,18 @@ SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT"]
 
 def launch(*arguments, ranks=None):
     """Start train.py in a process of its own, under torchrun when `ranks` is given."""
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else [sys.executable, "-u"]
-    return subprocess.Popen([*runner, str(ROOT / "train.py"), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    runner = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        if ranks
+        else [sys.executable, "-u"]
+    )
+    return subprocess.Popen(
+        [*runner, str(ROOT / "train.py"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def metrics(folder):
@@ -37,14 +46,22 @@ def metrics(folder):
 
 def same_run(one, two):
     """Whether two run folders hold the same metrics, weights and momentum, bit for bit."""
-    a, b = (files.load(Path(folder) / "last.pt") for folder in (one, two))
+    a, b = (checkpoint.load(Path(folder) / "last.pt") for folder in (one, two))
     momentum = [[state["momentum_buffer"] for state in saved["optimizer"].values()] for saved in (a, b)]
-    return (metrics(one) == metrics(two) and a["weights"].keys() == b["weights"].keys() and len(momentum[0]) == len(momentum[1])
-            and all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"]) and all(map(torch.equal, *momentum)))
+    return (
+        metrics(one) == metrics(two)
+        and a["weights"].keys() == b["weights"].keys()
+        and len(momentum[0]) == len(momentum[1])
+        and all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
+        and all(map(torch.equal, *momentum))
+    )
 
 
 def soak(settings, folder, kills, chance):
-    """Run with `settings` undisturbed and under `kills` signals at random moments; returns (kills by signal, resumes, whether equal)."""
+    """Run with `settings` undisturbed and under `kills` signals at random moments.
+
+    Returns the kills by signal, the number of resumes, and whether both runs are equal.
+    """
     whole, run = Path(folder, "whole"), Path(folder, "run")
     out, error = launch(*settings, f"out={whole}").communicate()
     assert "look closer" in out, error
@@ -53,7 +70,9 @@ def soak(settings, folder, kills, chance):
         resumable = (run / "last.pt").exists()
         resumes += resumable
         if not resumable:
-            shutil.rmtree(run, ignore_errors=True)  # killed between making the folder and the first checkpoint
+            shutil.rmtree(
+                run, ignore_errors=True
+            )  # killed between making the folder and the first checkpoint
         process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]))
         if sum(sent.values()) == kills:
             break
@@ -74,11 +93,20 @@ def soak(settings, folder, kills, chance):
 
 def main():
     """Soak a run on small random pictures and print what happened."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["dataset=synthetic", "device=cpu", "batch_size=200", "epochs=3", "dropout=0.1", "checkpoint_minutes=0.01"]
+        settings = [
+            "dataset=synthetic",
+            "device=cpu",
+            "batch_size=200",
+            "epochs=3",
+            "dropout=0.1",
+            "checkpoint_minutes=0.01",
+        ]
         sent, resumes, equal = soak(settings, folder, arguments.kills, random.Random(0))
     print(f"kills {sent}, resumes {resumes}, differences {'none' if equal else 'FOUND'}")
     return 0 if equal else 1

@@ -27,15 +27,23 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
     call = [*pairs, "--epochs", "2", "--seconds", "6", "--out", str(folder)]
     assert convolutions.main(call) == 0
     table = (folder / "table.md").read_text()
-    assert "accuracy after 2 epochs | accuracy in 6 s" in table and len(table.splitlines()) == 4 and (folder / "accuracy.png").exists()
+    assert (
+        "accuracy after 2 epochs | accuracy in 6 s" in table
+        and len(table.splitlines()) == 4
+        and (folder / "accuracy.png").exists()
+    )
     for name, line in zip(convolutions.variants(), table.splitlines()[2:]):
-        equal, timed = (convolutions.files.read_metrics(folder / f"{name}-{epochs}" / "metrics.csv") for epochs in (2, 3))
+        equal, timed = (
+            convolutions.folder.read_metrics(folder / f"{name}-{epochs}" / "metrics.csv") for epochs in (2, 3)
+        )
         assert line.startswith(f"| `{name}` | 194,480 |") and len(equal) == 2 and len(timed) == 3
-        assert line.endswith(f"| {equal[-1]['test_accuracy']:.2f}% | {timed[-1]['test_accuracy']:.2f}% | 3 | 6 s |")
+        assert line.endswith(
+            f"| {equal[-1]['test_accuracy']:.2f}% | {timed[-1]['test_accuracy']:.2f}% | 3 | 6 s |"
+        )
     capsys.readouterr()
     kept = folder / "s8-pooled-2" / "metrics.csv"
-    rows = [[*row.values()] for row in convolutions.files.read_metrics(kept)]
-    convolutions.files.write_metrics(kept, [row[:5] + [12.34] + row[6:] for row in rows])
+    rows = [[*row.values()] for row in convolutions.folder.read_metrics(kept)]
+    convolutions.folder.write_metrics(kept, [row[:5] + [12.34] + row[6:] for row in rows])
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out
     assert f"| 12.34% | {timed[-1]['test_accuracy']:.2f}% | 3 |" in (folder / "table.md").read_text()
@@ -45,8 +53,16 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys):
-    for call, words in ((lambda: convolutions.main(["--out", str(tmp_path / "study"), "dataset=folder", f"data_dir={tmp_path / 'none'}"]), "no such folder"),
-                        (lambda: throughput.main(["s9"]), "s9"), (lambda: convolutions.main(["lr=x"]), "lr")):
+    for call, words in (
+        (
+            lambda: convolutions.main(
+                ["--out", str(tmp_path / "study"), "dataset=folder", f"data_dir={tmp_path / 'none'}"]
+            ),
+            "no such folder",
+        ),
+        (lambda: throughput.main(["s9"]), "s9"),
+        (lambda: convolutions.main(["lr=x"]), "lr"),
+    ):
         assert call() == 2
         error = capsys.readouterr().err
         assert words in error and len(error.splitlines()) == 1

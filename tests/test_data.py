@@ -5,14 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
 import data
-from conftest import CLASSES
-from data import DataError, Loader, Split
+from data import About, Augmentation, DataError, Loader, Split
 
 
 def numbered(n, size=8):
@@ -21,8 +21,11 @@ def numbered(n, size=8):
     return Split(numbers.view(-1, 1, 1, 1).expand(n, 3, size, size).to(torch.uint8).contiguous(), numbers)
 
 
-def loader(split, batch_size=16, **options):
-    return Loader(split, [0.0] * 3, [1 / 255] * 3, batch_size, **options)
+def loader(split, batch_size=16, seed=None, rank=0, world=1, **options):
+    """Batches of pixels from 0 to 255, a class a number."""
+    classes = [str(number) for number in range(int(split.labels.max()) + 1)]
+    about = About("test", classes, [0.0] * 3, [1 / 255] * 3, len(split.labels), 0, "test")
+    return Loader(split, about, batch_size, "cpu", Augmentation(**options), seed, rank, world)
 
 
 def gradient_split(n=64):
@@ -31,10 +34,17 @@ def gradient_split(n=64):
     return Split(ramp.expand(n, 3, 32, 32).to(torch.uint8).contiguous(), torch.zeros(n, dtype=torch.long))
 
 
-@given(n=st.integers(1, 70), batch_size=st.integers(1, 80), world=st.integers(1, 5), epoch=st.integers(0, 3), shuffle=st.booleans())
+@given(
+    n=st.integers(1, 70),
+    batch_size=st.integers(1, 80),
+    world=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+    shuffle=st.booleans(),
+)
 def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, epoch, shuffle):
     split = numbered(n)
-    loaders = [loader(split, batch_size, shuffle=shuffle, crop=2, rank=rank, world=world) for rank in range(world)]
+    seed = 0 if shuffle else None
+    loaders = [loader(split, batch_size, seed, rank, world, crop=2) for rank in range(world)]
     seen = []
     for shards in zip(*(each.epoch(epoch) for each in loaders), strict=True):
         sizes = [len(labels) for _, labels in shards]
@@ -47,7 +57,7 @@ def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, e
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
-    options = dict(shuffle=True, flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
+    options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
     split = gradient_split()
     first = list(loader(split, seed=3, **options).epoch(5))
     again = list(loader(split, seed=3, **options).epoch(5, start=2))
@@ -67,7 +77,7 @@ def test_every_image_has_its_own_crop_mirror_and_cutout():
     plain = gradient_split(1).images[0, 0].float()
     images, _ = next(loader(gradient_split(256), 256, crop=4).epoch())
     padded = np.pad(plain.numpy(), 4, mode="reflect")
-    crops = {padded[top:top + 32, left:left + 32].tobytes() for top in range(9) for left in range(9)}
+    crops = {padded[top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)}
     got = {image[0].numpy().tobytes() for image in images}
     assert got <= crops and len(got) > 60  # of 81
 
@@ -98,29 +108,35 @@ def test_colour_and_rotation_are_torchvisions_for_each_image_by_itself():
 def test_mixed_labels_are_the_shares_of_the_pixels():
     split = numbered(40)
     for options in (dict(mixup=1.0), dict(cutmix=1.0), dict(mixup=0.5, cutmix=0.5)):
-        images, labels = next(loader(split, 40, shuffle=True, **options).epoch())
+        images, labels = next(loader(split, 40, seed=0, **options).epoch())
         assert labels.shape == (40, 40) and torch.allclose(labels.sum(1), torch.ones(40))
         assert torch.allclose(images.mean((1, 2, 3)), labels @ torch.arange(40.0), atol=1e-3)
         assert len({tuple(row) for row in labels.tolist()}) == 40 and (labels.max(1).values < 0.99).sum() > 20
     two = images.flatten(1).std(1) > 1e-3
     assert 8 < two.sum() < 32  # squares of another image in about half, blends of two even ones in the rest
-    images, labels = next(loader(split, 40, shuffle=True, mixup=0.5).epoch())
+    images, labels = next(loader(split, 40, seed=0, mixup=0.5).epoch())
     assert 8 < (labels.max(1).values == 1).sum() < 32
 
 
 def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):
     found = data.load("folder", pictures)
     pixels = found.train.images.double() / 255
-    assert torch.allclose(torch.tensor(found.mean), pixels.mean((0, 2, 3)).float())
-    assert torch.allclose(torch.tensor(found.std), pixels.std((0, 2, 3), correction=0).float())
-    images, _ = next(Loader(found.train, found.mean, found.std, 100).epoch())
-    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5) and torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+    assert torch.allclose(torch.tensor(found.about.mean), pixels.mean((0, 2, 3)).float())
+    assert torch.allclose(torch.tensor(found.about.std), pixels.std((0, 2, 3), correction=0).float())
+    images, _ = next(Loader(found.train, found.about, 100).epoch())
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5) and torch.allclose(
+        images.std((0, 2, 3)), torch.ones(3), atol=1e-3
+    )
 
 
 def test_shrunk_images_keep_their_brightness_and_labels():
     split = gradient_split(5)
     small = data.shrink(split, 24)
-    assert small.images.shape == (5, 3, 24, 24) and small.images.dtype == torch.uint8 and torch.equal(small.labels, split.labels)
+    assert (
+        small.images.shape == (5, 3, 24, 24)
+        and small.images.dtype == torch.uint8
+        and torch.equal(small.labels, split.labels)
+    )
     assert torch.allclose(small.images.float().mean(), split.images.float().mean(), atol=1)
     images, _ = next(loader(small, 5, crop=2).epoch())
     assert images.shape == (5, 3, 24, 24)
@@ -128,8 +144,8 @@ def test_shrunk_images_keep_their_brightness_and_labels():
 
 def test_synthetic_is_the_same_each_time_and_balanced():
     one, two = data.load("synthetic", "unused"), data.load("synthetic", "unused")
-    assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.source
-    assert len(one.classes) == 10 and one.test.labels.bincount().tolist() == [400] * 10
+    assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.about.source
+    assert len(one.about.classes) == 10 and one.test.labels.bincount().tolist() == [400] * 10
     assert not torch.equal(one.train.images[:1000], one.train.images[1000:2000])
 
 
@@ -146,7 +162,11 @@ def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
     decoded = []
     monkeypatch.setattr(data, "decode", lambda path, decode=data.decode: decoded.append(path) or decode(path))
     first = data.load("folder", copy)
-    assert first.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7] and len(decoded) == 33
+    assert (
+        first.about.classes == CLASSES
+        and first.train.labels.bincount().tolist() == [7, 7, 7]
+        and len(decoded) == 33
+    )
     assert same(first, data.load("folder", copy)) and len(decoded) == 33
     os.utime(copy / "train" / "cat" / "3.png", ns=(1, 1))
     data.load("folder", copy)
@@ -155,7 +175,15 @@ def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
     assert len(data.load("folder", copy).test.labels) == 11 and len(decoded) == 66 + 32
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:20000] + b"\x55" + raw[20001:], lambda raw: b"", lambda raw: b"x" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw[:20000] + b"\x55" + raw[20001:],
+        lambda raw: b"",
+        lambda raw: b"x" * 100,
+    ],
+)
 def test_damaged_kept_copy_is_rebuilt(copy, damage):
     first = data.load("folder", copy)
     raw = (copy / "decoded.pt").read_bytes()
@@ -166,8 +194,14 @@ def test_damaged_kept_copy_is_rebuilt(copy, damage):
 
 def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
     path = tmp_path / "picture.png"
-    for mode, colour, expected in (("L", 90, [90] * 3), ("RGBA", (10, 20, 30, 255), [10, 20, 30]), ("RGBA", (10, 20, 30, 0), [255] * 3),
-                                   ("LA", (90, 255), [90] * 3), ("1", 1, [255] * 3), ("P", 0, [0] * 3)):
+    for mode, colour, expected in (
+        ("L", 90, [90] * 3),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), [255] * 3),
+        ("LA", (90, 255), [90] * 3),
+        ("1", 1, [255] * 3),
+        ("P", 0, [0] * 3),
+    ):
         Image.new(mode, (50, 20), colour).save(path)
         assert data.decode(path).float().mean((1, 2)).tolist() == expected, mode
     Image.new("CMYK", (40, 40), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
@@ -195,16 +229,22 @@ def damaged_picture(root):
     path.write_bytes(path.read_bytes()[:30])
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda root: shutil.rmtree(root / "train"), "train: there is no such folder"),
-    (lambda root: shutil.rmtree(root / "test"), "test: there is no such folder"),
-    (lambda root: shutil.rmtree(root), "train: there is no such folder"),
-    (lambda root: shutil.rmtree(root / "test" / "owl"), "owl"),
-    (lambda root: (root / "train" / "yak").mkdir(), "yak"),
-    (lambda root: [path.unlink() for path in (root / "test" / "owl").iterdir()], "owl: holds no picture"),
-    (lambda root: [shutil.rmtree(folder) for folder in (root / "train").iterdir()], "folder of pictures a class"),
-    (damaged_picture, "2.png: cannot be read as a picture"),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda root: shutil.rmtree(root / "train"), "train: there is no such folder"),
+        (lambda root: shutil.rmtree(root / "test"), "test: there is no such folder"),
+        (lambda root: shutil.rmtree(root), "train: there is no such folder"),
+        (lambda root: shutil.rmtree(root / "test" / "owl"), "owl"),
+        (lambda root: (root / "train" / "yak").mkdir(), "yak"),
+        (lambda root: [path.unlink() for path in (root / "test" / "owl").iterdir()], "owl: holds no picture"),
+        (
+            lambda root: [shutil.rmtree(folder) for folder in (root / "train").iterdir()],
+            "folder of pictures a class",
+        ),
+        (damaged_picture, "2.png: cannot be read as a picture"),
+    ],
+)
 def test_bad_folder_is_refused_by_name(copy, spoil, words, capsys):
     spoil(copy)
     assert data.main(["folder", str(copy)]) == 2
@@ -219,7 +259,10 @@ def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
     assert data.main(["cifar10", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert all(words in error for words in ("cifar-10-python.tar.gz", "dataset=folder", "dataset=synthetic")) and len(error.splitlines()) == 1
+    assert (
+        all(words in error for words in ("cifar-10-python.tar.gz", "dataset=folder", "dataset=synthetic"))
+        and len(error.splitlines()) == 1
+    )
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.parent.mkdir()
     batch.write_bytes(b"torn")
@@ -230,3 +273,58 @@ def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
 def test_command_line_prints_what_is_there(pictures, capsys):
     assert data.main(["folder", str(pictures)]) == 0
     assert "21 training and 12 test images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count, seed", [(300, 0), (1000, 0), (1000, 1), (999, 2)])
+def test_held_out_images_are_even_over_the_classes_and_never_trained_on(monkeypatch, count, seed):
+    total, classes = 5000, 10
+    numbers = torch.arange(total)
+    coded = torch.stack([numbers // 100, numbers % 100, numbers * 0], 1).to(
+        torch.uint8
+    )  # each picture says its number
+    images = coded[:, :, None, None].expand(total, 3, 8, 8).contiguous()
+    source = (
+        "numbers",
+        list("0123456789"),
+        Split(images, numbers % classes),
+        Split(images[:20], numbers[:20] % classes),
+    )
+    monkeypatch.setitem(data.SOURCES, "synthetic", lambda root: source)
+    about, train, held = data.load("synthetic", "unused", count, seed)
+    number = [
+        (split.images[:, 0, 0, 0].long() * 100 + split.images[:, 1, 0, 0]).tolist() for split in (train, held)
+    ]
+    assert sorted(number[0] + number[1]) == list(range(total)) and len(number[1]) == count
+    for split in (train, held):
+        counts = split.labels.bincount(minlength=classes)
+        assert counts.max() - counts.min() <= 1
+    assert (about.train_images, about.scored_images, about.scored_on) == (total - count, count, "held-out")
+    loader = Loader(train, about, 64, seed=0)
+    pixels = torch.cat(
+        [(batch * loader.std + loader.mean)[:, :2, 0, 0].round().long() for batch, _ in loader.epoch()]
+    )
+    assert sorted((pixels @ torch.tensor([100, 1])).tolist()) == sorted(number[0])
+    again = data.load("synthetic", "unused", count, seed).test
+    other = data.load("synthetic", "unused", count, seed + 1).test
+    assert torch.equal(again.images, held.images) and not torch.equal(other.images, held.images)
+
+
+@pytest.mark.parametrize(
+    "count, words",
+    [(21, "only 21"), (500, "only 21"), (20, "leaves a class without"), (1, "leaves a class without")],
+)
+def test_too_many_or_too_few_held_out_images_are_refused(pictures, count, words):
+    with pytest.raises(DataError, match=f"holdout={count}: .*{words}"):
+        data.load("folder", pictures, count)
+
+
+def test_a_kept_copy_that_cannot_be_written_is_only_noted(copy, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.torch, "save", full)
+    assert len(data.load("folder", copy).train.labels) == 21
+    assert "No space left" in capsys.readouterr().out and sorted(path.name for path in copy.iterdir()) == [
+        "test",
+        "train",
+    ]

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -17,12 +15,29 @@ def test_every_network_is_small_and_gives_logits(name):
 
 
 def test_s8_is_the_table_it_began_with(capsys):
-    units = [(16, 32, 432), (16, 32, 2304), (32, 28, 4608), (32, 28, 9216), (64, 28, 18432), (32, 28, 2048),
-             (32, 28, 9216), (32, 28, 9216), (64, 24, 18432), (64, 24, 36864), (128, 24, 73728), (64, 24, 8192)]
+    units = [
+        (16, 32, 432),
+        (16, 32, 2304),
+        (32, 28, 4608),
+        (32, 28, 9216),
+        (64, 28, 18432),
+        (32, 28, 2048),
+        (32, 28, 9216),
+        (32, 28, 9216),
+        (64, 24, 18432),
+        (64, 24, 36864),
+        (128, 24, 73728),
+        (64, 24, 8192),
+    ]
     expected = []
     for channels, side, parameters in units:
         shape = f"[-1, {channels}, {side}, {side}]"
-        expected += [("Conv2d", shape, parameters), ("ReLU", shape, 0), ("BatchNorm2d", shape, 2 * channels), ("Dropout", shape, 0)]
+        expected += [
+            ("Conv2d", shape, parameters),
+            ("ReLU", shape, 0),
+            ("BatchNorm2d", shape, 2 * channels),
+            ("Dropout", shape, 0),
+        ]
     expected += [("AdaptiveAvgPool2d", "[-1, 64, 1, 1]", 0), ("Conv2d", "[-1, 10, 1, 1]", 640)]
     assert model.main(["s8"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "[-1," in line]
@@ -49,22 +64,33 @@ def test_global_pooling_is_the_mean_and_keeps_the_order_of_its_gradient(dtype):
     images = torch.randn(4, 8, 6, 5).to(dtype, memory_format=torch.channels_last).requires_grad_()
     means = model.AdaptiveAvgPool2d()(images)
     assert torch.allclose(means, images.mean((2, 3), keepdim=True), atol=0.01)
-    gradient, = torch.autograd.grad(means.sum(), images)
-    assert gradient.is_contiguous(memory_format=torch.channels_last) and torch.allclose(gradient, torch.full_like(gradient, 1 / 30))
+    (gradient,) = torch.autograd.grad(means.sum(), images)
+    assert gradient.is_contiguous(memory_format=torch.channels_last) and torch.allclose(
+        gradient, torch.full_like(gradient, 1 / 30)
+    )
 
 
 def test_too_large_a_network_is_refused():
-    with pytest.raises(ValueError, match="network s8 has 513,840 parameters with 5000 classes; fewer than 200,000"):
+    with pytest.raises(
+        model.NetworkError, match="network s8 has 513,840 parameters with 5000 classes; fewer than 200,000"
+    ):
         model.build("s8", num_classes=5000)
 
 
 def test_unknown_network_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="fast, "):
+    with pytest.raises(model.NetworkError, match="fast, "):
         model.build("resnet50")
 
 
 def test_receptive_field_of_known_layers():
-    layers = [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 5)]
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(4, 4, 5),
+    ]
     assert model.receptive_field(nn.Sequential(*layers)) == 3 + 1 + 4 * 2
 
 
@@ -74,7 +100,10 @@ def test_multiply_adds_of_known_layers():
 
 def test_summary_changes_neither_network_nor_random_state(capsys):
     network = model.build("fast").train()
-    weights, state = {key: value.clone() for key, value in network.state_dict().items()}, torch.get_rng_state()
+    weights, state = (
+        {key: value.clone() for key, value in network.state_dict().items()},
+        torch.get_rng_state(),
+    )
     model.summary(network)
     assert torch.equal(torch.get_rng_state(), state) and network.training
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
@@ -88,17 +117,11 @@ def test_command_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", model.NETWORKS)
-def test_the_readme_tells_the_truth_about_each_network(name):
-    network = model.build(name)
-    facts = f"| {model.count_parameters(network):,} | {model.multiply_adds(network) / 1e6:.1f} million | {model.receptive_field(network)} px |"
-    readme = Path(model.__file__).with_name("README.md").read_text(encoding="utf-8")
-    assert any(line.startswith(f"| `{name}`") and facts in line for line in readme.splitlines())
-
-
 def test_whitened_outputs_are_uncorrelated_with_unit_variance():
     torch.manual_seed(0)
-    smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 34, 34), 3, stride=1) * 3  # neighbours alike, as in photographs
+    smooth = (
+        nn.functional.avg_pool2d(torch.randn(500, 3, 34, 34), 3, stride=1) * 3
+    )  # neighbours alike, as in photographs
     network = model.build("fast")
     model.whiten(network, smooth)
     layer = network[0]
@@ -114,3 +137,41 @@ def test_whitening_takes_any_number_of_filters(outputs):
     network = nn.Sequential(nn.Conv2d(3, outputs, 3))
     model.whiten(network, torch.randn(50, 3, 16, 16))
     assert network[0].weight.isfinite().all()
+
+
+def test_views_are_weighted_as_they_should_be():
+    images = torch.randn(4, 3, 8, 8)
+
+    def corners(batch):
+        """Logits that tell the views apart: the pixel in the middle and the one beside it."""
+        return batch[:, 0, 3, 3:5]
+
+    mirrored = images.flip(3)
+    assert torch.equal(model.logits(corners, images), corners(images))
+    two = (corners(images) + corners(mirrored)) / 2
+    assert torch.allclose(model.logits(corners, images, 2), two)
+    shifted = [
+        (images[:, 0, 3 + step, 3 + step : 5 + step] + images[:, 0, 3 + step, 3 + step : 5 + step].flip(1))
+        / 2
+        for step in (1, -1)
+    ]
+    assert torch.allclose(model.logits(corners, images, 6), two / 2 + sum(shifted) / 4, atol=1e-6)
+
+
+def test_six_views_of_a_plain_picture_are_all_the_same():
+    network = model.build("fast").eval()
+    images = torch.rand(2, 3, 1, 1).expand(2, 3, 32, 32).contiguous()
+    with torch.no_grad():
+        assert torch.allclose(model.logits(network, images, 6), network(images), atol=1e-4)
+
+
+def test_weights_are_given_with_and_without_the_last_layer():
+    trained, fresh = model.build("fast"), model.build("fast", num_classes=3)
+    own = fresh[-1].weight.clone()
+    model.give(fresh, trained.state_dict(), last_layer=False)
+    assert torch.equal(fresh[-1].weight, own) and torch.equal(fresh[2].weight, trained[2].weight)
+    other = model.build("fast")
+    model.give(other, trained.state_dict())
+    assert torch.equal(other[-1].weight, trained[-1].weight)
+    with pytest.raises(model.NetworkError, match="other layers"):
+        model.give(other, model.build("s8").state_dict())

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import pytest
@@ -7,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import model
-import settings
-from settings import FIELDS, Settings, SettingsError
+from harness import settings
+from harness.errors import UserError
+from harness.settings import FIELDS, Settings
 
 
 def file(tmp_path, text):
@@ -24,8 +24,16 @@ def test_precedence_is_command_line_then_file_then_defaults(tmp_path):
 
 
 def test_values_take_the_declared_types(tmp_path):
-    found = settings.read(["step_size=4"], file(tmp_path, "lr: 1e-3\nnesterov: no\nseed: 010\ndata_dir: 2024-01-01\n"))
-    assert (found.lr, found.nesterov, found.seed, found.data_dir, found.step_size) == (0.001, False, 10, "2024-01-01", 4)
+    found = settings.read(
+        ["step_size=4"], file(tmp_path, "lr: 1e-3\nnesterov: no\nseed: 010\ndata_dir: 2024-01-01\n")
+    )
+    assert (found.lr, found.nesterov, found.seed, found.data_dir, found.step_size) == (
+        0.001,
+        False,
+        10,
+        "2024-01-01",
+        4,
+    )
     assert settings.read(["step_size="]).step_size is None
 
 
@@ -34,67 +42,127 @@ def test_what_dump_writes_read_takes_back(tmp_path):
     assert settings.read(config=file(tmp_path, settings.dump(found))) == found
 
 
-def test_every_setting_is_explained_and_stands_in_the_readme():
-    readme = (settings.DEFAULTS.parent / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in settings.DEFAULTS.read_text(encoding="utf-8").splitlines() if ":" in line and not line.startswith("#")]
-    assert [line.split(":")[0] for line in lines] == list(FIELDS)
-    for line in lines:
-        name, value, comment = re.fullmatch(r"(\w+): *(.*?) *# (.+)", line).groups()
-        assert f"| `{name}` | {f'`{value}`' if value else 'empty'} | {comment} |" in readme
+def test_every_setting_has_a_default_and_one_line_that_explains_it():
+    groups = settings.DEFAULTS.read_text(encoding="utf-8").split("\n\n")[1:]
+    names = []
+    for group in groups:
+        heading, *lines = group.splitlines()
+        assert re.fullmatch(r"# [A-Z].+", heading)
+        names += [re.fullmatch(r"(\w+): *(.*?) *# (.+)", line).group(1) for line in lines]
+    assert names == list(FIELDS)
 
 
-@pytest.mark.parametrize("recipe", sorted((settings.DEFAULTS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((settings.DEFAULTS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_each_recipe_names_its_network_and_only_what_differs(recipe):
     found, default = settings.read(config=recipe), settings.read()
     assert found.network == recipe.stem and model.build(found.network)
-    assert all(getattr(found, name) != getattr(default, name) for name in yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    assert all(
+        getattr(found, name) != getattr(default, name)
+        for name in yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    )
 
 
-@pytest.mark.parametrize("pair, words", [
-    ("epoch=5", "epochs"), ("zzzzzzzzzz=5", "there are network"), ("epochs", "name=value"), ("epochs=ten", "epochs"), ("epochs=1.5", "whole number"),
-    ("epochs=0", "epochs"), ("epochs=-3", "epochs"), ("epochs=", "epochs"), ("lr=nan", "lr"), ("lr=-0.1", "lr"), ("lr=inf", "lr"), ("lr=0", "lr"),
-    ("batch_size=0", "batch_size"), ("dropout=1.5", "dropout"), ("crop=40", "crop"), ("gamma=0", "gamma"), ("flip=maybe", "flip"),
-    ("network=resnet", "fast, "), ("dataset=mnist", "cifar10, folder, synthetic"), ("device=tpu", "auto, cpu"), ("seed=-1", "seed"),
-    ("momentum=0", "nesterov"), ("step_size=0", "step_size"), ("rotate=200", "rotate"), ("mixup=1.5", "mixup"), ("cutmix=-1", "cutmix"),
-])
+@pytest.mark.parametrize(
+    "pair, words",
+    [
+        ("epoch=5", "epochs"),
+        ("zzzzzzzzzz=5", "there are network"),
+        ("epochs", "name=value"),
+        ("epochs=ten", "epochs"),
+        ("epochs=1.5", "whole number"),
+        ("epochs=0", "epochs"),
+        ("epochs=-3", "epochs"),
+        ("epochs=", "epochs"),
+        ("lr=nan", "lr"),
+        ("lr=-0.1", "lr"),
+        ("lr=inf", "lr"),
+        ("lr=0", "lr"),
+        ("batch_size=0", "batch_size"),
+        ("dropout=1.5", "dropout"),
+        ("crop=40", "crop"),
+        ("gamma=0", "gamma"),
+        ("flip=maybe", "flip"),
+        ("network=resnet", "fast, "),
+        ("dataset=mnist", "cifar10, folder, synthetic"),
+        ("device=tpu", "auto, cpu"),
+        ("seed=-1", "seed"),
+        ("momentum=0", "nesterov"),
+        ("holdout=-1", "holdout"),
+        ("step_size=0", "step_size"),
+        ("rotate=200", "rotate"),
+        ("mixup=1.5", "mixup"),
+        ("cutmix=-1", "cutmix"),
+    ],
+)
 def test_bad_value_is_refused_by_name(pair, words):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(UserError) as error:
         settings.read([pair])
     assert words in str(error.value) and pair.split("=")[0] in str(error.value)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "empty"), ("# nothing\n", "empty"), ("- lr\n- 0.1\n", "line 1"), ("just text", "line 1"), ("lr: 0.1\nepochs: [1, 2\n", "line 3"),
-    ("lr: 0.1\nlr: 0.2\n", "line 2: lr is set twice"), ("lr:\n  a: 1\n", "line 1"), ("epochs: 5\nepohcs: 6\n", "line 2): did you mean epochs"),
-    ("seed: 1\nlr: fast\n", "line 2"), ("[" * 5000, "my.yaml"), ("lr: 1\n---\nlr: 2\n", "my.yaml"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "empty"),
+        ("# nothing\n", "empty"),
+        ("- lr\n- 0.1\n", "line 1"),
+        ("just text", "line 1"),
+        ("lr: 0.1\nepochs: [1, 2\n", "line 3"),
+        ("lr: 0.1\nlr: 0.2\n", "line 2: lr is set twice"),
+        ("lr:\n  a: 1\n", "line 1"),
+        ("epochs: 5\nepohcs: 6\n", "line 2): did you mean epochs"),
+        ("seed: 1\nlr: fast\n", "line 2"),
+        ("[" * 5000, "my.yaml"),
+        ("lr: 1\n---\nlr: 2\n", "my.yaml"),
+    ],
+)
 def test_bad_file_is_refused_with_its_line(tmp_path, text, words):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(UserError) as error:
         settings.read(config=file(tmp_path, text))
     assert words in str(error.value) and "my.yaml" in str(error.value)
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(SettingsError, match="none.yaml: cannot be read"):
+    with pytest.raises(UserError, match="none.yaml: cannot be read"):
         settings.read(config=tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(SettingsError, match="binary.yaml"):
+    with pytest.raises(UserError, match="binary.yaml"):
         settings.read(config=tmp_path / "binary.yaml")
 
 
-def test_every_setting_has_a_default_and_an_explanation():
-    lines = [line for line in settings.DEFAULTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    assert [line.split(":")[0] for line in lines] == [field.name for field in dataclasses.fields(Settings)]
+def test_a_setting_that_is_gone_is_read_where_it_had_no_effect(tmp_path):
+    assert settings.read(["plain_epochs=0"], file(tmp_path, "plain_epochs: 0\nlr: 0.2\n")).lr == 0.2
+    for call in (
+        lambda: settings.read(["plain_epochs=3"]),
+        lambda: settings.read([], file(tmp_path, "plain_epochs: 30\n")),
+    ):
+        with pytest.raises(UserError, match="plain_epochs .*no such setting any more"):
+            call()
+
+
+def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished):
+    weights = f"weights={finished / 'best.pt'}"
+    assert (
+        settings.parse([weights], "")[0].network
+        == settings.parse([weights, "network=fast"], "")[0].network
+        == "fast"
+    )
+    with pytest.raises(UserError, match="holds fast, not s8"):
+        settings.parse([weights, "network=s8"], "")
 
 
 names = st.one_of(st.sampled_from(list(FIELDS)), st.text(max_size=8))
-values = st.one_of(st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.booleans().map(str), st.just(""))
+values = st.one_of(
+    st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.booleans().map(str), st.just("")
+)
 
 
 def valid_or_one_line(pairs, config=None):
     try:
         assert isinstance(settings.read(pairs, config), Settings)
-    except SettingsError as error:
+    except UserError as error:
         assert len(str(error).splitlines()) == 1
 
 
@@ -103,7 +171,12 @@ def test_any_command_line_is_valid_or_refused_in_one_line(pairs):
     valid_or_one_line(pairs)
 
 
-@given(st.one_of(st.text(), st.lists(st.tuples(names, values).map(": ".join), max_size=5).map("\n".join)).map(str.encode) | st.binary(max_size=60))
+@given(
+    st.one_of(st.text(), st.lists(st.tuples(names, values).map(": ".join), max_size=5).map("\n".join)).map(
+        str.encode
+    )
+    | st.binary(max_size=60)
+)
 def test_any_file_is_valid_or_refused_in_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)

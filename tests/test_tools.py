@@ -3,10 +3,8 @@ import shutil
 import sys
 
 import pytest
-import torch
 from PIL import Image
 
-import pictures as drawing
 from tools import compare, export, predict
 
 
@@ -28,7 +26,11 @@ def test_predict_answers_every_picture_and_names_what_is_none(gallery, finished,
     assert len(error.splitlines()) == 1 and "text.png" in error
     assert predict.main(["--run", str(finished), "--json", names[0]]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["file"] == names[0] and {entry["name"] for entry in answer["classes"]} == {"cat", "dog", "owl"}
+    assert answer["file"] == names[0] and {entry["name"] for entry in answer["classes"]} == {
+        "cat",
+        "dog",
+        "owl",
+    }
     assert sum(entry["probability"] for entry in answer["classes"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -69,30 +71,12 @@ def test_export_says_what_to_install(finished, monkeypatch, capsys):
     assert "pip install" in error and len(error.splitlines()) == 1
 
 
-def test_tensorboard_is_optional(call, arguments, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, error = call(*arguments, "tensorboard=true")
-    assert code == 2 and "pip install tensorboard" in error and len(error.splitlines()) == 1
-
-
-def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is optional")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    assert call(*arguments, "tensorboard=true")[0] == 0
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2] and {"samples", "curves"} <= set(events.Tags()["images"])
-
-
-def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
-    runs = {"a": [{"seconds": 2.0, "test_accuracy": 50.0}, {"seconds": 3.0, "test_accuracy": 60.0}], "b": []}
-    figure = drawing.over_seconds(runs, "title")
-    first, second = figure.axes[0].lines
-    assert (list(first.get_xdata()), list(first.get_ydata()), list(second.get_xdata())) == ([2, 5], [50, 60], [])
-    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"] and first.get_color() != second.get_color()
-    assert figure.get_suptitle() == "title"
-
-
-def test_grid_shows_every_picture_under_its_caption():
-    figure = drawing.grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], 2, "title")
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""] and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 0]
-    assert len(drawing.grid(torch.zeros(0, 3, 8, 8), [], 5, "no mistakes").axes) == 5
+def test_predict_with_more_views(finished, pictures, capsys):
+    answers = []
+    for views in ("1", "2", "6"):
+        call = ["--run", str(finished), "--json", "--views", views, str(pictures / "test" / "dog" / "0.png")]
+        assert predict.main(call) == 0
+        answers.append(json.loads(capsys.readouterr().out)["classes"])
+    assert answers[0] != answers[1] != answers[2] and all(len(each) == 3 for each in answers)
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--views", "3", "picture.png"])

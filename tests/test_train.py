@@ -8,52 +8,79 @@ import sys
 
 import pytest
 import torch
-
-import data
-import files
-import model
-import settings
-import train
 from soak import metrics, same_run, soak
 
-
-def at_step(monkeypatch, number, action):
-    """Call `action` in the `number`th step of training, counted over all epochs."""
-    taken = iter(range(1, 1000))
-    update = train.Trainer.update
-    monkeypatch.setattr(train.Trainer, "update", lambda self, loss: (next(taken) == number and action(), update(self, loss)))
+import data
+import model
+import train
+from harness import checkpoint, folder, settings
 
 
 def test_a_whole_run_and_its_files(call, arguments, tmp_path):
     code, out, error = call(*arguments)
     run = tmp_path / "run"
     assert (code, error) == (0, "")
-    assert sorted(path.name for path in run.iterdir()) == ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv", "samples.png"]
-    rows = files.read_metrics(run / "metrics.csv")
-    assert list(rows[0]) == ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
-    assert [row["epoch"] for row in rows] == [1, 2] and all(0 <= row["test_accuracy"] <= 100 and row["seconds"] > 0 for row in rows)
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best.pt",
+        "config.yaml",
+        "curves.png",
+        "last.pt",
+        "metrics.csv",
+        "samples.png",
+    ]
+    rows = folder.read_metrics(run / "metrics.csv")
+    assert list(rows[0]) == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "seconds",
+    ]
+    assert [row["epoch"] for row in rows] == [1, 2] and all(
+        0 <= row["test_accuracy"] <= 100 and row["seconds"] > 0 for row in rows
+    )
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = settings.read(config=run / "config.yaml")
     assert (kept.epochs, kept.lr, kept.step_size, kept.out) == (2, 0.05, 1, str(run))
-    for words in ("Conv2d-1", "of fewer than 200,000", "multiply-adds", "receptive field", "21 training and 12 test images", "epoch   2/2",
-                  f"test accuracy {rows[-1]['test_accuracy']:.2f}%", "not a result", f"--resume {run}", f"--evaluate {run}", "peak memory"):
+    for words in (
+        "Conv2d-1",
+        "of fewer than 200,000",
+        "multiply-adds",
+        "receptive field",
+        "21 training and 12 test images",
+        "epoch   2/2",
+        f"test accuracy {rows[-1]['test_accuracy']:.2f}%",
+        "not a result",
+        f"--resume {run}",
+        f"--evaluate {run}",
+        "peak memory",
+    ):
         assert words in out, words
 
 
 def test_evaluate_equals_the_last_line_of_training(call, finished):
     code, out, _ = call("--evaluate", finished)
     assert code == 0
-    assert f"{files.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out
-    assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "mistakes.png"))
+    assert f"{folder.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out
+    assert all(
+        (finished / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "mistakes.png")
+    )
     assert all(re.search(rf"{name} +[\d.]+% of 4 images", out) for name in ("cat", "dog", "owl"))
+    assert re.search(r"in 2 views +[\d.]+% of 12 images", out) and re.search(
+        r"in 6 views +[\d.]+% of 12 images", out
+    )
 
 
 def test_the_best_weights_are_ready_for_use(finished, pictures):
     network = model.load(finished / "best.pt")
     found = data.load("folder", pictures)
     right = (network(found.test.images / 255).argmax(1) == found.test.labels).float().mean()
-    best = max(row["test_accuracy"] for row in files.read_metrics(finished / "metrics.csv"))
-    assert not network.training and network.classes == ["cat", "dog", "owl"] and abs(100 * right - best) < 9  # one picture
+    best = max(row["test_accuracy"] for row in folder.read_metrics(finished / "metrics.csv"))
+    assert (
+        not network.training and network.classes == ["cat", "dog", "owl"] and abs(100 * right - best) < 9
+    )  # one picture
 
 
 def test_same_settings_same_run(call, arguments, tmp_path, finished):
@@ -65,27 +92,32 @@ def test_same_settings_same_run(call, arguments, tmp_path, finished):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_is_the_run_that_never_stopped(call, arguments, tmp_path, finished, monkeypatch, batch, number):
+def test_stopped_and_resumed_is_the_run_that_never_stopped(
+    call, arguments, tmp_path, finished, monkeypatch, at_step, batch, number
+):
     with monkeypatch.context() as patch:
-        at_step(patch, batch, lambda: signal.raise_signal(number))
+        at_step(batch, lambda: signal.raise_signal(number), patch)
         code, _, error = call(*arguments)
     run = tmp_path / "run"
-    assert code == 128 + number and error == f"stopped and saved; go on with: python train.py --resume {run}\n"
-    assert files.load(run / "last.pt")["step"] == (batch - 1) % 3 + 1
+    assert (
+        code == 128 + number and error == f"stopped and saved; go on with: python train.py --resume {run}\n"
+    )
+    assert checkpoint.load(run / "last.pt")["step"] == (batch - 1) % 3 + 1
     assert call("--resume", run)[0] == 0
     assert same_run(run, finished)
 
 
 def test_stopped_in_the_test_and_resumed(call, arguments, tmp_path, finished, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "test", lambda self, test=train.Trainer.test: signal.raise_signal(signal.SIGINT) or test(self))
+        test = train.Training.test
+        patch.setattr(train.Training, "test", lambda self: signal.raise_signal(signal.SIGINT) or test(self))
         assert call(*arguments)[0] == 130
     assert metrics(tmp_path / "run")[1:] == []
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", finished)
 
 
-def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finished, monkeypatch):
+def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finished, monkeypatch, at_step):
     class Killed(BaseException):
         pass
 
@@ -93,10 +125,10 @@ def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finish
         raise Killed
 
     with monkeypatch.context() as patch:
-        at_step(patch, 5, kill)
+        at_step(5, kill, patch)
         with pytest.raises(Killed):
             train.main([*arguments, "checkpoint_minutes=1e-9"])
-    assert files.load(tmp_path / "run" / "last.pt")["step"] == 1
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 1
     assert call("--resume", tmp_path / "run", "checkpoint_minutes=5")[0] == 0
     assert same_run(tmp_path / "run", finished)
 
@@ -104,8 +136,11 @@ def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finish
 def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
     assert call("--resume", run, "epochs=4", "lr=0.01", "gamma=0.5", "step_size=2")[0] == 0
-    rows = files.read_metrics(run / "metrics.csv")
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and [row["lr"] for row in rows[2:]] == [0.005, 0.005]
+    rows = folder.read_metrics(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and [row["lr"] for row in rows[2:]] == [
+        0.005,
+        0.005,
+    ]
     kept = settings.read(config=run / "config.yaml")
     assert (kept.epochs, kept.lr, kept.gamma, kept.step_size) == (4, 0.01, 0.5, 2)
 
@@ -113,45 +148,51 @@ def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
 def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch):
     used = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: used.append(self.param_groups[0]["lr"]) or step(self))
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self: used.append(self.param_groups[0]["lr"]) or step(self)
+    )
     assert call(*arguments, "epochs=3", "lr=0.3", "step_size=2", "gamma=0.5", "warmup_epochs=1")[0] == 0
     assert used == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.15] * 3)
-    assert [row["lr"] for row in files.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx([0.3, 0.3, 0.15])
+    assert [row["lr"] for row in folder.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx(
+        [0.3, 0.3, 0.15]
+    )
 
 
 def test_first_epochs_see_small_images(call, arguments, monkeypatch):
     sides = []
-    batches = train.Trainer.batches
-    monkeypatch.setattr(train.Trainer, "batches", lambda self, network, loader, *rest: batches(
-        self, network, (sides.append(batch[0].shape[-1]) or batch for batch in loader), *rest))
+    score = train.Training.score
+    monkeypatch.setattr(
+        train.Training, "score", lambda *batch: sides.append(batch[2].shape[-1]) or score(*batch)
+    )
     assert call(*arguments, "epochs=3", "small_epochs=2", "small_size=16")[0] == 0
     assert sides == [16, 16, 16, 32] * 2 + [32] * 4  # three training batches and a test batch an epoch
 
 
-def test_last_epochs_see_plain_images(call, arguments, tmp_path, monkeypatch):
-    seen = []
-    batches = train.Trainer.batches
-    monkeypatch.setattr(train.Trainer, "batches", lambda self, network, loader, *rest: batches(
-        self, network, (seen.append(batch[0].clone()) or batch for batch in loader), *rest))
-    mixed = ["cutout=8", "mixup=0.5", "cutmix=0.5", "plain_epochs=1"]
-    assert call(*arguments, "small_epochs=0")[0] == call(*arguments, "small_epochs=0", *mixed, f"out={tmp_path / 'mixed'}")[0] == 0
-    same = [torch.equal(*pair) for pair in zip(seen[:8], seen[8:])]
-    assert same == [False] * 3 + [True] * 5  # three training batches and a test batch an epoch
-
-
-def test_averaged_weights_are_the_moving_average_of_the_weights(arguments, pictures):
-    dataset = data.load("folder", pictures)
-    trainer = train.Trainer(train.resolve(settings.read([*arguments, "average=0.15", "small_epochs=0"])), dataset, torch.device("cpu"))
+def test_averaged_weights_are_the_moving_average_of_the_weights(start):
+    training = start("average=0.15", "small_epochs=0")
     expected = None
-    for step, _ in enumerate(trainer.batches(trainer.forward, trainer.train_loader.epoch(), trainer.totals, trainer.update)):
-        weight = trainer.network[2].weight.detach().clone()
+    for step, batch in enumerate(training.loader.epoch()):
+        training.forward.train()
+        training.update(*batch)
+        training.step = step + 1
+        weight = training.network[2].weight.detach().clone()
         decay = min(0.15, (1 + step) / (10 + step))  # 0.1, then 0.15
         expected = decay * expected + (1 - decay) * weight if step else weight
-        trainer.step = step + 1
-    assert torch.allclose(trainer.tested[2].weight, expected, atol=1e-6) and not torch.allclose(trainer.tested[2].weight, weight, atol=1e-4)
+    averaged = training.average.module[2].weight
+    assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, weight, atol=1e-4)
 
 
-@pytest.mark.parametrize("setting", ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere"])
+def test_without_an_average_the_weights_themselves_are_tested(start):
+    training = start("average=0")
+    for _ in training.epoch():
+        pass
+    for name, value in training.network.state_dict().items():
+        assert torch.equal(value, training.average.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "setting", ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere"]
+)
 def test_resume_refuses_to_become_another_run(call, finished, setting):
     before = (finished / "config.yaml").read_bytes()
     code, _, error = call("--resume", finished, setting)
@@ -204,9 +245,29 @@ def bad(tmp_path_factory, finished):
     return bad_inputs(tmp_path_factory.mktemp("bad"), finished)
 
 
-@pytest.mark.parametrize("what", ["unknown setting", "wrong type", "unknown network", "unknown option", "two commands", "no config", "list config",
-                                  "torn config", "no run", "no run to evaluate", "empty run", "unsaved run", "damaged run", "old format",
-                                  "other classes", "hostile file", "taken folder", "no data"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "unknown setting",
+        "wrong type",
+        "unknown network",
+        "unknown option",
+        "two commands",
+        "no config",
+        "list config",
+        "torn config",
+        "no run",
+        "no run to evaluate",
+        "empty run",
+        "unsaved run",
+        "damaged run",
+        "old format",
+        "other classes",
+        "hostile file",
+        "taken folder",
+        "no data",
+    ],
+)
 def test_bad_input_gets_one_line_and_harms_nothing(call, bad, what, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
@@ -217,56 +278,31 @@ def test_bad_input_gets_one_line_and_harms_nothing(call, bad, what, finished, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_absent_cuda_is_named(call, arguments):
-    code, _, error = call(*arguments, "device=cuda")
-    assert code == 2 and "device=cuda" in error and len(error.splitlines()) == 1
-
-
 def test_diverging_loss_stops_the_run_and_keeps_the_checkpoint(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
     code, _, error = call("--resume", run, "epochs=9", "lr=1e30", "gamma=1")
-    assert code == 2 and re.search(r"not finite|no longer finite in epoch 3, step \d, at learning rate 1e\+30", error) and len(error.splitlines()) == 1
+    assert (
+        code == 2
+        and re.search(r"not finite|no longer finite in epoch 3, step \d, at learning rate 1e\+30", error)
+        and len(error.splitlines()) == 1
+    )
     assert (run / "last.pt").read_bytes() == (finished / "last.pt").read_bytes()
 
 
-def test_full_disk_ends_the_run_and_keeps_the_checkpoint(call, arguments, finished, tmp_path, monkeypatch):
+def test_full_disk_ends_the_run_and_keeps_the_checkpoint(
+    call, arguments, finished, tmp_path, monkeypatch, at_step
+):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        at_step(patch, 5, lambda: patch.setattr(os, "fsync", full))
+        at_step(5, lambda: patch.setattr(os, "fsync", full), patch)
         code, _, error = call(*arguments)
     run = tmp_path / "run"
     assert code == 1 and "No space left" in error and str(run) in error and len(error.splitlines()) == 1
-    assert len(files.load(run / "last.pt")["rows"]) == 1 and not list(run.glob("*.tmp"))
+    assert len(checkpoint.load(run / "last.pt")["rows"]) == 1 and not list(run.glob("*.tmp"))
     assert call("--resume", run)[0] == 0
     assert same_run(run, finished)
-
-
-def test_second_process_is_refused_and_a_dead_ones_lock_is_not(call, arguments, tmp_path):
-    run = tmp_path / "run"
-    with files.locked(run):
-        code, _, error = call(*arguments)
-        assert code == 2 and f"process {os.getpid()}" in error and len(error.splitlines()) == 1
-    run.mkdir()
-    (run / "run.lock").touch()
-    (run / "owner.txt").write_text("process 1 on nowhere")
-    assert call(*arguments)[0] == 0
-
-
-def test_file_size_limit_keeps_the_old_file(tmp_path):
-    resource = pytest.importorskip("resource", reason="needs POSIX limits")
-    path = tmp_path / "file"
-    files.write_whole(path, b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError):
-            files.write_whole(path, b"new" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_compiled_network_leaves_a_plain_checkpoint(call, arguments, tmp_path, finished, monkeypatch):
@@ -274,22 +310,52 @@ def test_compiled_network_leaves_a_plain_checkpoint(call, arguments, tmp_path, f
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
     assert call(*arguments, "compile=on")[0] == 0
     assert len(compiled) == 1
-    assert files.load(tmp_path / "run" / "last.pt")["weights"].keys() == model.build("fast", 3).state_dict().keys()
+    assert (
+        checkpoint.load(tmp_path / "run" / "last.pt")["weights"].keys()
+        == model.build("fast", 3).state_dict().keys()
+    )
 
 
-def test_metrics_are_means_over_images_not_batches(arguments, pictures):
-    dataset = data.load("folder", pictures)
-    trainer = train.Trainer(settings.read([a for a in arguments if "=" in a] + ["label_smoothing=0", "step_size=1"]), dataset, torch.device("cpu"))
-    trainer.test_loader = data.Loader(dataset.test, dataset.mean, dataset.std, 5)
-    loss, accuracy = trainer.test()
-    images, labels = next(data.Loader(dataset.test, dataset.mean, dataset.std, 12).epoch())
+def test_metrics_are_means_over_images_not_batches(start, pictures):
+    training = start("label_smoothing=0", "precision=float32")
+    about, _, test = data.load("folder", pictures)
+    training.test_loader = data.Loader(test, about, 5)  # batches of 5, 5 and 2
+    with pytest.raises(StopIteration) as ended:
+        batches = training.test()
+        while True:
+            next(batches)
+    loss, accuracy = ended.value.value
+    images, labels = next(data.Loader(test, about, 12).epoch())
     with torch.no_grad():
-        logits = trainer.network.eval()(images)
-    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=0.02)
-    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=9)
+        logits = training.network.eval()(images)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+
+
+def test_a_notebook_may_train_twice(call, arguments, tmp_path):
+    assert call(*arguments)[0] == call(*arguments[:-1], f"out={tmp_path / 'second'}")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "second")
+
+
+def test_held_out_images_are_scored_and_named(call, arguments, tmp_path):
+    code, out, error = call(*arguments, "holdout=6", "batch_size=5")
+    assert (code, error) == (0, "")
+    assert (
+        "15 training and 6 held-out images" in out and "held-out loss" in out and "held-out accuracy" in out
+    )
+    assert (
+        (tmp_path / "run" / "metrics.csv")
+        .read_text()
+        .startswith("epoch,lr,train_loss,train_accuracy,heldout_loss,")
+    )
+    assert "held-out accuracy" in call("--evaluate", tmp_path / "run")[1]
+    assert "test accuracy" in call("--evaluate", tmp_path / "run", "holdout=0")[1]
+    assert call("--resume", tmp_path / "run", "holdout=3")[0] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_a_run_killed_three_times_is_the_run_that_was_not(arguments, tmp_path):
-    sent, _, equal = soak([*arguments[:-1], "epochs=60", "checkpoint_minutes=0.001"], tmp_path, 3, random.Random(0))
+    sent, _, equal = soak(
+        [*arguments[:-1], "epochs=60", "checkpoint_minutes=0.001"], tmp_path, 3, random.Random(0)
+    )
     assert equal and sorted(sent) == ["SIGINT", "SIGKILL", "SIGTERM"]

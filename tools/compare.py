@@ -2,6 +2,8 @@
 
     python -m tools.compare runs/*
     python -m tools.compare --picture comparison.png runs/a runs/b
+
+The table has a column for every setting in which the runs differ.
 """
 
 import argparse
@@ -9,39 +11,61 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import files
 import model
-import pictures
-import settings as configuration
+from harness import folder, pictures
+from harness import settings as configuration
+from harness.errors import UserError, one_line_errors
+from harness.settings import Settings
 
 APART = {"network", "out"}  # shown in columns of their own
+Run = tuple[Settings, list[dict[str, float]]]  # settings and rows of metrics.csv
 
 
-def main(argv=None):
-    """Print the table and draw the picture; exit code 2 if a folder holds no run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and draw the picture. Exit code 2 if a folder holds no run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--picture", default="comparison.png", metavar="FILE")
     arguments = parser.parse_args(argv)
+    with one_line_errors() as outcome:
+        runs = {name: read(Path(name)) for name in arguments.runs}
+        lines = table(runs)
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        figure = pictures.over_seconds({name: rows for name, (_, rows) in runs.items()})
+        folder.write_picture(Path(arguments.picture), figure)
+        print(f"curves in {arguments.picture}")
+    return outcome.code
+
+
+def read(path: Path) -> Run:
+    """The run in a folder. UserError where there is none."""
     try:
-        found = [(configuration.read(config=Path(run, "config.yaml")), files.read_metrics(Path(run, "metrics.csv"))) for run in arguments.runs]
-    except (configuration.SettingsError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    differ = [field.name for field in dataclasses.fields(configuration.Settings)
-              if field.name not in APART and len({getattr(settings, field.name) for settings, _ in found}) > 1]
-    table = [["run", "network", "parameters", *differ, "epochs done", "last %", "best %", "seconds"]]
-    for run, (settings, rows) in zip(arguments.runs, found):
-        accuracies = [row["test_accuracy"] for row in rows]
-        table.append([run, settings.network, f"{model.count_parameters(model.build(settings.network)):,}", *(str(getattr(settings, name)) for name in differ),
-                      str(len(rows)), *(f"{value:.2f}" for value in (accuracies[-1:] or [float("nan")]) + [max(accuracies, default=float("nan"))]),
-                      f"{sum(row['seconds'] for row in rows):.0f}"])
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-    pictures.write(arguments.picture, pictures.over_seconds({run: rows for run, (_, rows) in zip(arguments.runs, found)}))
-    print(f"curves in {arguments.picture}")
-    return 0
+        return configuration.read(config=path / "config.yaml"), folder.read_metrics(path / "metrics.csv")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: holds no run ({error})") from None
+
+
+def table(runs: dict[str, Run]) -> list[list[str]]:
+    """The cells of the table, its head first."""
+    asked = [dataclasses.asdict(settings) for settings, _ in runs.values()]
+    differ = [name for name in configuration.FIELDS if len({settings[name] for settings in asked}) > 1]
+    differ = [name for name in differ if name not in APART]
+    lines = [["run", "network", "parameters", *differ, "epochs done", "last %", "best %", "seconds"]]
+    for name, (settings, rows) in runs.items():
+        accuracies = [row["test_accuracy"] for row in rows] or [float("nan")]
+        parameters = model.count_parameters(model.build(settings.network))
+        changed = [str(getattr(settings, setting)) for setting in differ]
+        scores = [
+            f"{accuracies[-1]:.2f}",
+            f"{max(accuracies):.2f}",
+            f"{sum(row['seconds'] for row in rows):.0f}",
+        ]
+        lines.append([name, settings.network, f"{parameters:,}", *changed, str(len(rows)), *scores])
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,56 +1,79 @@
-"""A trained network as an ONNX file: any number of images N×3×32×32 from 0 to 1 in, logits out, the normalisation inside.
+"""A trained network as an ONNX file: any number of images N×3×32×32 from 0 to 1 in, logits N×classes out.
 
     python -m tools.export runs/NAME [--onnx FILE] [name=value ...]
 
-The file is checked against torch with onnxruntime on the run's own test images.
+The normalisation is inside. The file is checked against torch with onnxruntime on the run's own test images.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import data
-import files
 import model
-import settings as configuration
+from harness import checkpoint
+from harness import settings as configuration
+from harness.errors import UserError, one_line_errors
 
 NEEDED = "onnx onnxscript onnxruntime"
 
 
-def main(argv=None):
-    """Write the file, compare it with torch and print the largest difference of a logit; exit code 2 if something is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    """Write the file, print how far it is from torch. Exit code 2 if something is missing, 1 if too far."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="such as another data_dir")
     parser.add_argument("--onnx", metavar="FILE", help="default: network.onnx in the run folder")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        print(f"error: {error}; pip install {NEEDED}", file=sys.stderr)
-        return 2
-    try:
-        files.load(Path(arguments.run, "last.pt"))
+    path = Path(arguments.onnx or Path(arguments.run, "network.onnx"))
+    with one_line_errors(data.DataError, model.NetworkError) as outcome:
+        try:
+            import onnxruntime
+            import onnxscript  # noqa: F401  torch's exporter needs it
+        except ImportError as error:
+            raise UserError(f"{error}; pip install {NEEDED}") from None
+        network = model.ready(checkpoint.load(Path(arguments.run, "last.pt")))
         settings = configuration.read(arguments.settings, Path(arguments.run, "config.yaml"))
         images = data.load(settings.dataset, settings.data_dir).test.images[:500] / 255
-    except (files.RunError, configuration.SettingsError, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    network, path = model.load(Path(arguments.run, "last.pt")), arguments.onnx or str(Path(arguments.run, "network.onnx"))
-    torch.onnx.export(network, (images[:2].contiguous(),), path, input_names=["images"], output_names=["logits"], dynamo=True, external_data=False,
-                      dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for batch in (images[:1], images[:7], images):  # the batch size is free
-        with torch.no_grad():
-            expected = network(batch)
-        logits = torch.from_numpy(session.run(None, {"images": batch.contiguous().numpy()})[0])
-        worst = max(worst, (logits - expected).abs().max().item())
-    print(f"{path}: {Path(path).stat().st_size:,} bytes; largest difference from torch in a logit {worst:.2g}, on {len(images)} test images")
-    return 0 if worst < 1e-3 else 1
+        write(network, images[:2].contiguous(), path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        worst = max(
+            difference(session, network, images[:count]) for count in (1, 7, 500)
+        )  # the batch size is free
+        size = f"{path.stat().st_size:,} bytes"
+        print(
+            f"{path}: {size}; largest difference from torch in a logit {worst:.2g}, on {len(images)} images"
+        )
+        outcome.code = 0 if worst < 1e-3 else 1
+    return outcome.code
+
+
+def write(network: nn.Module, example: Tensor, path: Path) -> None:
+    """The network as an ONNX file that takes batches of any size."""
+    torch.onnx.export(
+        network,
+        (example,),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+
+
+@torch.no_grad()
+def difference(session: Any, network: nn.Module, images: Tensor) -> float:
+    """The largest difference of a logit between onnxruntime's session and torch."""
+    (answers,) = session.run(None, {"images": images.contiguous().numpy()})
+    return (torch.from_numpy(answers) - network(images)).abs().max().item()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,178 @@
+"""Device and precision, the ranks of torchrun and what they agree on, Ctrl-C and SIGTERM."""
+
+import contextlib
+import datetime
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harness.errors import UserError
+
+SHARED_BATCHES = 16  # so often several ranks ask each other whether to save or stop
+
+
+def pick(name: str) -> torch.device:
+    """The device `name`, or for `auto` the first of cuda, mps and cpu. UserError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(name for name in there if there[name])
+    if not there[name]:
+        raise UserError(f"device={name}: torch finds none on this machine; use device=auto or device=cpu")
+    if name == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, such as `cpu (2 threads)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context for forward passes in bfloat16, or one that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16(device, precision))
+
+
+def bfloat16(device: torch.device, precision: str) -> bool:
+    """Whether to compute in bfloat16: for `auto` if the hardware multiplies it; else float32 is faster."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+@contextlib.contextmanager
+def ranks() -> Iterator[None]:
+    """Join the other processes that torchrun started, if it did. Ranks above 0 print nothing in the block."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(
+        backend, timeout=datetime.timedelta(days=7)
+    )  # the first rank may have to fetch the data
+    with contextlib.ExitStack() as stack:
+        stack.callback(leave)
+        if rank() > 0:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        yield
+
+
+def leave() -> None:
+    """Leave the other ranks. A thread of gloo's that outlives the interpreter can abort the process."""
+    gc.collect()  # DistributedDataParallel, part of a cycle with its training, holds on to those threads
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number among those that train together."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share() -> dict[str, int]:
+    """Which share of each batch is this process's, as a Loader takes it."""
+    return {"rank": rank(), "world": world()}
+
+
+@contextlib.contextmanager
+def first_rank_first() -> Iterator[None]:
+    """The block runs on rank 0 before it does on the others, which wait as long as it takes."""
+    if rank() > 0:
+        agree(0)
+    yield
+    if rank() == 0:
+        agree(0)
+
+
+def agree(*numbers: int) -> list[int]:
+    """For each number the largest that a rank gave. Travels over the CPU, so that no device is waited for."""
+    if world() == 1:
+        return list(numbers)
+    largest = torch.tensor(numbers)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def time_to_agree(batch: int) -> bool:
+    """Whether the ranks ask each other after this batch: one alone always does, several now and then."""
+    return world() == 1 or batch % SHARED_BATCHES == 0
+
+
+def total(sums: Tensor) -> Tensor:
+    """`sums` added up over all ranks, on the CPU."""
+    sums = sums.to("cpu", copy=True)
+    if world() > 1:
+        dist.all_reduce(sums)
+    return sums
+
+
+def place(network: nn.Module, device: torch.device, sync_batchnorm: bool) -> nn.Module:
+    """The network on the device, its BatchNorms taking their statistics over all CUDA devices if asked to."""
+    network.to(device, memory_format=torch.channels_last)
+    if sync_batchnorm and device.type == "cuda" and world() > 1:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    """What to call for a forward pass after whose backward pass all ranks have the same gradients."""
+    return nn.parallel.DistributedDataParallel(network) if world() > 1 else network
+
+
+def compile(network: nn.Module, device: torch.device, wanted: str) -> None:
+    """Let torch compile the network's passes where it is `on`, or `auto` and the device is CUDA; in place."""
+    if wanted == "on" or wanted == "auto" and device.type == "cuda":
+        network.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all ranks the first one's BatchNorm statistics; theirs drift apart from pass to pass."""
+    if world() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+class StopSignal:
+    """Within the block, remembers the first Ctrl-C or SIGTERM in `number`; a second one ends the process.
+
+    Not so under torchrun, which passes on what its workers have already received from the terminal. Signals
+    belong to the main thread: in any other the block runs without them.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The handler of both signals."""
+        if self.number and not dist.is_initialized():
+            os._exit(128 + number)
+        self.number = number

@@ -1,0 +1,53 @@
+"""Loss and accuracy of a pass over batches, for training and testing alike."""
+
+import torch
+from torch import Tensor
+
+from harness import devices
+from harness.errors import UserError
+
+
+class Sums:
+    """Sums over batches, kept on the device, so that no step waits for it.
+
+    UserError where the losses are no longer finite: on a CPU at once, elsewhere when the sums are asked for.
+    `place` and `lr` tell the user where that was, such as `epoch 3` at learning rate 0.1.
+    """
+
+    def __init__(self, device: torch.device, place: str, lr: float) -> None:
+        # Losses, right answers, images, and batches before the loss was no longer finite.
+        self.values = torch.zeros(4, device=device)
+        self.place, self.lr = place, lr
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a batch: logits B×classes, labels B or, of mixed images, B×classes, summed losses."""
+        answers = labels if labels.ndim == 1 else labels.argmax(1)
+        self.values[0] += loss
+        self.values[1] += (logits.argmax(1) == answers).sum()
+        self.values[2] += len(labels)
+        self.values[3] += self.values[0].isfinite()
+        if self.values.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """UserError if the losses are no longer finite."""
+        if not self.values[0].isfinite():
+            where = f"{self.place}, step {int(self.values[3]) + 1}, at learning rate {self.lr:.4g}"
+            what_to_do = "start again with a lower lr (the last good checkpoint is kept)"
+            raise UserError(f"the loss is no longer finite in {where}; {what_to_do}")
+
+    def total(self) -> Tensor:
+        """The four sums over all ranks, on the CPU."""
+        self.check()
+        return devices.total(self.values)
+
+    def restore(self, total: Tensor) -> None:
+        """Go on from what `total` gave: the first rank holds it for all."""
+        if devices.rank() == 0:
+            self.values.copy_(total)
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy in percent over all ranks."""
+        loss, right, images, _ = self.total().tolist()
+        return loss / images, 100 * right / images

@@ -1,0 +1,87 @@
+import shutil
+
+import pytest
+import torch
+
+import model
+from harness import checkpoint, folder
+from harness.errors import UserError
+
+
+def test_the_best_weights_hold_what_one_needs_to_use_them_and_no_more(finished):
+    assert sorted(torch.load(finished / "best.pt", weights_only=True)) == sorted(checkpoint.FOR_USE)
+
+
+def test_a_training_starts_from_all_weights_for_the_same_classes(call, arguments, finished):
+    code, out, _ = call(
+        *arguments, f"weights={finished / 'last.pt'}", "lr=1e-9", "average=0", "weight_decay=0"
+    )
+    assert code == 0 and "all layers" in out
+    before = folder.read_metrics(finished / "metrics.csv")[-1]["test_accuracy"]
+    assert f"{before:6.2f}%" in out
+
+
+def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished, tmp_path, capsys):
+    saved = torch.load(finished / "best.pt", weights_only=True)
+    torch.save(saved | {"classes": ["a", "b", "c"]}, tmp_path / "others.pt")
+    training = start()
+    own = training.network[-1].weight.clone()
+    checkpoint.start_from(training, tmp_path / "others.pt")
+    assert "all but the last layer, for 3 other classes than its 3" in capsys.readouterr().out
+    for network in (training.network, training.average.module):
+        assert torch.equal(network[-1].weight, own) and torch.equal(
+            network[2].weight, saved["weights"]["2.weight"]
+        )
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda path, raw: path.write_bytes(raw[:5000]), "is damaged"),
+        (lambda path, raw: path.write_bytes(b""), "is damaged"),
+        (lambda path, raw: path.unlink(), "there is no such file"),
+        (lambda path, raw: torch.save({"format": 1, "listing": ""}, path), "no checkpoint of this program"),
+        (lambda path, raw: torch.save([1, 2], path), "has format None"),
+    ],
+)
+def test_bad_weights_are_refused_in_one_line(call, arguments, finished, tmp_path, spoil, words):
+    path = tmp_path / "weights.pt"
+    shutil.copy(finished / "best.pt", path)
+    spoil(path, path.read_bytes())
+    code, _, error = call(*arguments, f"weights={path}")
+    assert code == 2 and str(path) in error and words in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_network_are_refused(call, arguments, finished, tmp_path):
+    for weights, network in ((finished / "last.pt", "s8"),):
+        code, _, error = call(*arguments, f"weights={weights}", f"network={network}")
+        assert code == 2 and "holds fast, not s8" in error and len(error.splitlines()) == 1
+    saved = torch.load(finished / "best.pt", weights_only=True)
+    torch.save(saved | {"weights": model.build("s8", 3).state_dict()}, tmp_path / "old.pt")
+    code, _, error = call(*arguments, f"weights={tmp_path / 'old.pt'}")
+    assert code == 2 and "other layers" in error and len(error.splitlines()) == 1
+
+
+def test_weights_alone_cannot_be_resumed(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    shutil.copy(run / "best.pt", run / "last.pt")
+    code, _, error = call("--resume", run)
+    assert code == 2 and "weights=" in error and len(error.splitlines()) == 1
+
+
+def test_a_run_with_weights_resumes_without_their_file(call, arguments, finished, tmp_path):
+    path = tmp_path / "weights.pt"
+    shutil.copy(finished / "best.pt", path)
+    assert call(*arguments, f"weights={path}")[0] == 0
+    path.unlink()
+    assert call("--resume", tmp_path / "run", "epochs=3")[0] == 0
+    assert call("--evaluate", tmp_path / "run")[0] == 0
+
+
+def test_the_messages_name_the_data_to_give(finished):
+    saved = torch.load(finished / "last.pt", weights_only=True)
+    with pytest.raises(
+        UserError, match="holds fast for 3 classes, the settings ask for fast for 2; give the data"
+    ):
+        checkpoint.check_same(saved, "fast", ["cat", "dog"])

@@ -1,0 +1,135 @@
+"""The CUDA path without a GPU: training and testing on fake tensors, which have a device but no values.
+
+It shows that the tensors of a step are all on one device, and that nothing in a step waits for the
+device to hand a value over (`.item()`, `bool(tensor)`, `.cpu()`, masks of unknown size). It cannot show
+that kernels exist, are right or fast, that memory suffices, what torch.compile makes of it, or what
+several GPUs do. Nor does it run backward: autograd wants a real device for that, so gradients are put
+in by hand.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import swa_utils
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import data
+import model
+import train
+from harness import devices, settings
+
+SETTINGS = (
+    "dataset=synthetic precision=bfloat16 compile=off whiten=false dropout=0.1 small_epochs=1 "
+    "rotate=10 colour=0.3 cutout=8 mixup=0.3 cutmix=0.3"
+)
+
+
+class Waited(Exception):
+    """A value was asked for that only the device knows."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that takes something from the device to the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        from_cuda = "cuda" in kinds((args, kwargs))
+        if from_cuda and func is torch.ops.aten._local_scalar_dense.default:
+            raise Waited("a value")
+        result = func(*args, **(kwargs or {}))
+        if from_cuda and "cpu" in kinds(result):
+            raise Waited(str(func))
+        return result
+
+
+def kinds(values):
+    """The kinds of devices that the tensors among nested values are on."""
+    return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
+
+
+class Count(int):
+    """AveragedModel's number of updates, in truth a tensor on the CPU, which may be read at any time."""
+
+    def __add__(self, other):
+        return Count(int(self) + other)
+
+    def to(self, device):
+        return self
+
+
+def place(network, device, sync_batchnorm):
+    """As devices.place, which fake parameters do not allow: torch would have to swap them."""
+    for module in network.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(weight.detach().to(device), weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+    return network
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A Training whose every tensor is on a CUDA device that is not there."""
+    monkeypatch.setattr(devices, "place", place)
+    # deepcopy looks at the memory of a tensor, and a fake one has none.
+    monkeypatch.setattr(swa_utils, "deepcopy", lambda network: place(model.build("fast"), "cuda", False))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    numbers, shape = torch.arange(300), (300, 3, 32, 32)
+    images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    about = data.About("fake", list("0123456789"), [0.5] * 3, [0.25] * 3, 300, 300, "test")
+    asked = settings.resolve(settings.read(SETTINGS.split()))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        split = data.Split(mode.from_tensor(images), mode.from_tensor(numbers % 10))
+        training = train.Training(asked, data.Dataset(about, split, split), torch.device("cuda"))
+        del training.average._buffers["n_averaged"]
+        training.average.n_averaged = Count(0)
+
+        def backward(loss):
+            assert loss.requires_grad
+            for weight in training.network.parameters():
+                weight.grad = torch.zeros_like(weight)
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        yield training
+
+
+def an_epoch(training, loader):
+    """The batches of a pass of training and one of testing, as Training.epoch makes them."""
+    for step, batches in ((training.update, loader), (training.answer, training.test_loader)):
+        choices = loader.epoch() if batches is loader else batches.epoch()
+        first = next(choices)  # the choices of all images, drawn before, travel to the device once an epoch
+        with NoWaiting():
+            for _ in train.each_batch(step, [first, *choices], training.sums):
+                training.step += 1
+
+
+def test_training_and_testing_stay_on_the_device_and_never_wait(fake):
+    for loader in (fake.small_loader, fake.loader):
+        fake.begin_epoch()
+        an_epoch(fake, loader)
+    assert fake.average.n_averaged == 6
+    tensors = [*fake.network.parameters(), *fake.average.module.buffers(), fake.sums.values]
+    tensors += [state["momentum_buffer"] for state in fake.optimizer.state.values()]
+    assert len(tensors) > 20 and {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+@pytest.mark.parametrize("wait", [torch.Tensor.item, bool, torch.Tensor.cpu])
+def test_waiting_in_a_step_is_noticed(fake, monkeypatch, wait):
+    update = train.Training.update
+
+    def waiting(training, *batch):
+        logits, loss = update(training, *batch)
+        wait(loss)
+        return logits, loss
+
+    monkeypatch.setattr(train.Training, "update", waiting)
+    with pytest.raises(Waited):
+        an_epoch(fake, fake.loader)
+
+
+def test_a_tensor_left_on_the_cpu_is_noticed(fake):
+    fake.loader.mean = torch.zeros(3, 1, 1)
+    with pytest.raises(RuntimeError, match="device"):
+        an_epoch(fake, fake.loader)

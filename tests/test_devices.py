@@ -1,0 +1,150 @@
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from soak import launch
+
+import train
+from harness import checkpoint, devices, folder, settings
+
+
+def gradients(rank, world, address, pairs, path):
+    """On rank 0, save the gradients after each update of an epoch, whose last batch is short."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    chosen = settings.resolve(settings.read(pairs))
+    training = train.Training(chosen, train.load_data(chosen), torch.device("cpu"))
+    found = []
+    for step, batch in enumerate(training.loader.epoch()):
+        training.step = step
+        training.forward.eval()  # BatchNorm's own statistics would differ between one process and several
+        training.update(*batch)
+        found += [weight.grad.clone() for weight in training.network.parameters() if weight.requires_grad]
+    if rank == 0:
+        torch.save(found, path)
+    if world > 1:
+        del training
+        devices.leave()
+        threads = [
+            Path(task, "comm").read_text() for task in Path("/proc/self/task").glob("*")
+        ]  # empty where there is no /proc
+        assert not any("gloo" in name for name in threads), threads
+
+
+def test_gradients_of_two_ranks_are_those_of_one_process(arguments, tmp_path):
+    pairs = [*arguments, "precision=float32", "dropout=0", "small_epochs=0"]
+    gradients(0, 1, None, pairs, tmp_path / "one.pt")
+    torch.multiprocessing.spawn(
+        gradients, (2, (tmp_path / "meeting").as_uri(), pairs, tmp_path / "two.pt"), nprocs=2
+    )
+    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-7)
+
+
+def test_torchrun_gives_one_set_of_files_and_counts_each_image_once(arguments, tmp_path):
+    process = launch(*arguments, ranks=2)
+    out, error = process.communicate(timeout=120)
+    run = tmp_path / "run"
+    assert process.returncode == 0, error
+    assert out.count("epoch   2/2") == 1 and "2 ranks" in out
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best.pt",
+        "config.yaml",
+        "curves.png",
+        "last.pt",
+        "metrics.csv",
+        "samples.png",
+    ]
+    rows = folder.read_metrics(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for part, images in (("train", 21), ("test", 12)):
+        for row in rows:
+            right = row[f"{part}_accuracy"] * images / 100
+            assert right == pytest.approx(round(right), abs=1e-3)
+
+
+def test_torchrun_shows_an_error_once(arguments, tmp_path):
+    process = launch(*arguments, f"data_dir={tmp_path / 'none'}", ranks=2)
+    _, error = process.communicate(timeout=120)
+    assert (
+        process.returncode != 0
+        and error.count("error: ") == 1
+        and "there is no such folder" in error
+        and not (tmp_path / "run").exists()
+    )
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused(arguments, monkeypatch, call):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 6)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network: network)
+    code, _, error = call(*arguments)
+    assert code == 2 and "batch_size=8" in error and len(error.splitlines()) == 1
+
+
+def agreements(rank, address, path):
+    """Save what a rank learns of the other's number."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
+    asked = [batch for batch in range(100) if devices.time_to_agree(batch)]
+    torch.save(
+        (learnt, asked, devices.total(torch.tensor([1.0, rank])).tolist()), path.with_suffix(f".{rank}")
+    )
+    devices.leave()
+
+
+def test_ranks_agree_on_the_largest_and_ask_now_and_then(tmp_path):
+    torch.multiprocessing.spawn(agreements, ((tmp_path / "meeting").as_uri(), tmp_path / "out"), nprocs=2)
+    for rank in range(2):
+        learnt, asked, total = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
+        assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
+        assert asked[0] == 0 and 4 < len(asked) < 20
+    assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_two_ranks_stop_together_and_resume(arguments, tmp_path):
+    run = tmp_path / "run"
+    process = launch(*arguments, "epochs=5000", ranks=2)
+    for line in process.stdout:
+        if line.startswith("epoch   3"):
+            break
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its workers
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0 and error.count("stopped and saved; go on with") == 1, error
+    done = len(checkpoint.load(run / "last.pt")["rows"])
+    out, error = launch("--resume", run, f"epochs={done + 1}", ranks=2).communicate(timeout=120)
+    assert "test accuracy" in out, error
+    assert [row["epoch"] for row in folder.read_metrics(run / "metrics.csv")] == list(range(1, done + 2))
+
+
+def test_a_run_in_a_thread_trains_without_signals(arguments, tmp_path):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(train.main(arguments)))
+    thread.start()
+    thread.join()
+    assert codes == [0] and (tmp_path / "run" / "best.pt").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_absent_cuda_is_named(call, arguments):
+    code, _, error = call(*arguments, "device=cuda")
+    assert code == 2 and "device=cuda" in error and len(error.splitlines()) == 1
+
+
+def test_signals_are_given_back_after_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with devices.StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,57 @@
+import torch
+
+from data import About, Split
+from harness import pictures
+
+ABOUT = About("somewhere", ["cat", "dog"], [0.5] * 3, [0.25] * 3, 4, 4, "test")
+
+
+def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
+    runs = {"a": [{"seconds": 2.0, "test_accuracy": 50.0}, {"seconds": 3.0, "test_accuracy": 60.0}], "b": []}
+    figure = pictures.over_seconds(runs, "title")
+    first, second = figure.axes[0].lines
+    assert (list(first.get_xdata()), list(first.get_ydata()), list(second.get_xdata())) == (
+        [2, 5],
+        [50, 60],
+        [],
+    )
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "a",
+        "b",
+    ] and first.get_color() != second.get_color()
+    assert figure.get_suptitle() == "title"
+
+
+def test_grid_shows_every_picture_under_its_caption():
+    figure = pictures.grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"], 2, "title")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""] and [
+        len(axes.images) for axes in figure.axes
+    ] == [1, 1, 1, 0]
+    assert len(pictures.grid(torch.zeros(0, 3, 8, 8), [], 5, "no mistakes").axes) == 5
+
+
+def test_mixed_samples_tell_their_shares():
+    labels = torch.tensor([[0.75, 0.25], [1.0, 0.0]])
+    figure = pictures.samples(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), labels, ABOUT)
+    assert [axes.get_title() for axes in figure.axes][:2] == ["cat 75%\ndog 25%", "cat 100%"]
+
+
+def test_the_surest_mistakes_come_first_and_the_confusion_counts():
+    labels = torch.tensor([0, 1, 0, 1])
+    logits = torch.tensor([[1.0, 2.0], [0.0, 3.0], [0.0, 5.0], [4.0, 0.0]])
+    figure = pictures.mistakes(Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), labels), logits, ABOUT)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["dog 99%\n(is cat)", "cat 98%\n(is dog)", "dog 73%\n(is cat)"]
+    figure = pictures.confusion(labels, logits, ABOUT)
+    assert [text.get_text().split("\n")[0] for text in figure.axes[0].texts] == ["0", "2", "1", "1"]
+    assert figure.axes[0].get_title() == "25.00% right on somewhere"
+
+
+def test_curves_mark_where_the_learning_rate_falls():
+    rows = [
+        {"epoch": n, "lr": lr, "train_loss": 1, "train_accuracy": 50, "test_loss": 1, "test_accuracy": 50 + n}
+        for n, lr in ((1, 0.1), (2, 0.1), (3, 0.05))
+    ]
+    figure = pictures.curves(rows, "somewhere")
+    assert figure.get_suptitle() == "53.00% test accuracy after the last epoch, on somewhere"
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[2.5, 2.5], [1, 2, 3], [1, 2, 3]]

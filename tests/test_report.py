@@ -1,0 +1,64 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness import report, settings
+
+
+def run_of(**changes):
+    return dataclasses.replace(settings.resolve(settings.read()), **changes)
+
+
+def test_time_left_knows_that_small_images_are_quicker():
+    asked = run_of(epochs=10, small_epochs=4, small_size=16)
+    assert report.seconds_left(asked, [2.0], 0.5) == pytest.approx(
+        3 * 2 + 6 * 8 + 9 * 0.5
+    )  # four times the pixels
+    assert report.seconds_left(asked, [2.0, 4.0, 3.0, 3.0], 0.5) == pytest.approx(6 * 12 + 6 * 0.5)
+    assert report.seconds_left(asked, [3.0] * 4 + [10.0, 8.0], 1) == pytest.approx(
+        4 * 9 + 4
+    )  # measured, not inferred
+    assert report.seconds_left(asked, [3.0] * 10, 1) == 0
+    assert report.seconds_left(run_of(epochs=3, small_epochs=9), [2.0], 0) == 4
+    assert report.seconds_left(run_of(epochs=3, small_epochs=0), [2.0], 1) == 6
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_durations_in_words(seconds, words):
+    assert report.duration(seconds) == words
+
+
+def test_every_epoch_says_how_long_is_left(call, arguments):
+    lines = [line for line in call(*arguments, "epochs=3")[1].splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 3 and all(line.endswith(" left") for line in lines) and lines[2].endswith("0 s left")
+
+
+def test_the_bar_reads_the_sums_only_when_it_is_drawn():
+    drawn, shown = iter([True, False, None, True]), []
+    bar = SimpleNamespace(
+        update=lambda: next(drawn), set_postfix_str=lambda text, refresh: shown.append(text)
+    )
+    sums = SimpleNamespace(values=torch.tensor([3.0, 1.0, 2.0, 1.0]))
+    report.Bar.show(bar, sums)
+    sums.values = None  # reading it now would fail
+    report.Bar.show(bar, sums)
+    report.Bar.show(bar, sums)
+    assert shown == ["loss 1.5000, 50.00%"]
+
+
+def test_a_bar_off_the_terminal_shows_nothing(capsys):
+    with report.Bar(1, 3, 0) as bar:
+        bar.show(SimpleNamespace(values=None))
+    assert capsys.readouterr().err == ""
