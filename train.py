@@ -225,7 +225,7 @@ def evaluate(settings: Settings) -> None:
     if devices.world() > 1:
         raise UserError("--evaluate needs one device only: start it with python, not torchrun")
     path, device = Path(settings.out), devices.pick(settings.device)
-    saved, (about, _, test) = checkpoint.load(path / "last.pt"), load_data(settings)
+    saved, (about, _, test) = checkpoint.load(path / "last.pt", whole=True), load_data(settings)
     checkpoint.check_same(saved, settings.network, about.classes)
     network = model.ready(saved)[-1].to(device, memory_format=torch.channels_last)
     images = data.Loader(test, about._replace(mean=saved["mean"], std=saved["std"]), 1000, device)
