@@ -26,8 +26,8 @@ import data
 import model
 from harness import checkpoint, devices, folder, pictures, report
 from harness.errors import UserError, one_line_errors
+from harness.metrics import Row, Sums
 from harness.settings import Settings, dump, parse
-from harness.sums import Sums
 
 # Images (B×3×32×32) and labels (B, of mixed images B×classes) to logits (B×classes), sum of the losses.
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -86,12 +86,11 @@ class Training:
         self.settings, self.about, self.device = settings, dataset.about, device
         self.autocast = devices.autocast(device, settings.precision)
         self.loader = training_loader(settings, dataset, data.SIZE, device)
-        self.small_loader = (
-            training_loader(settings, dataset, settings.small_size, device) if settings.small_epochs else None
-        )
-        self.test_loader = data.Loader(
-            dataset.test, dataset.about, 1000 * devices.world(), device, **devices.share()
-        )
+        self.small_loader = self.loader
+        if settings.small_epochs:
+            self.small_loader = training_loader(settings, dataset, settings.small_size, device)
+        share, batch_size = devices.share(), 1000 * devices.world()
+        self.test_loader = data.Loader(dataset.test, dataset.about, batch_size, device, **share)
         self.network = fresh_network(settings, self.loader, device)
         self.average = AveragedModel(self.network, multi_avg_fn=self.move_average, use_buffers=True)
         self.forward = devices.parallel(self.network)
@@ -104,16 +103,16 @@ class Training:
             weight_decay=settings.weight_decay,
         )
         self.scheduler = StepLR(self.optimizer, settings.step_size, settings.gamma)
-        self.rows: list[list[float]] = []  # of metrics.csv, one for each epoch done
+        self.rows: list[Row] = []  # one for each epoch done
         self.test_seconds = 0.0  # of the last test
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Forget the batches of the epoch before."""
-        self.step, self.seconds, self.sums = 0, 0.0, self.no_sums("epoch")
+        self.step, self.seconds, self.sums = 0, 0.0, self.new_sums("epoch")
 
-    def no_sums(self, place: str) -> Sums:
-        """Sums over nothing yet."""
+    def new_sums(self, place: str) -> Sums:
+        """Sums over no batch yet."""
         return Sums(self.device, f"{place} {len(self.rows) + 1}", self.scheduler.get_last_lr()[0])
 
     def epoch(self) -> Iterator[None]:
@@ -131,7 +130,7 @@ class Training:
         train = self.sums.means()
         self.seconds = before + time.perf_counter() - began
         test = yield from self.test()
-        self.rows.append([done + 1, lr, *train, *test, self.seconds])
+        self.rows.append(Row(done + 1, lr, *train, *test, self.seconds))
         for group in self.optimizer.param_groups:
             group["lr"] = lr  # without the warm-up's factor: StepLR multiplies what it finds
         self.scheduler.step()
@@ -141,11 +140,8 @@ class Training:
         """A step of SGD and of the moving average of the weights."""
         self.begin_step()
         logits, loss = self.score(self.forward, images, labels)
-        mean = loss * (
-            devices.world() / self.loader.images_in(self.step)
-        )  # the ranks' gradients are averaged
         self.optimizer.zero_grad()
-        mean.backward()
+        self.mean(loss).backward()
         self.optimizer.step()
         self.average.update_parameters(self.network)
         return logits, loss
@@ -162,9 +158,13 @@ class Training:
         smoothing = self.settings.label_smoothing
         return logits, F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
 
+    def mean(self, loss: Tensor) -> Tensor:
+        """The losses' mean over the batches of all ranks, whose gradients are averaged later."""
+        return loss * (devices.world() / self.loader.images_in(self.step))
+
     def test(self) -> Generator[None, None, tuple[float, float]]:
         """Mean loss and accuracy in percent on the test images. Yields after every batch."""
-        began, sums = time.perf_counter(), self.no_sums("the test of epoch")
+        began, sums = time.perf_counter(), self.new_sums("the test of epoch")
         devices.share_buffers(self.average.module)
         self.average.eval()
         for _ in each_batch(self.answer, self.test_loader.epoch(), sums):

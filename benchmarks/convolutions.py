@@ -18,10 +18,10 @@ import train
 from harness import folder, pictures
 from harness import settings as configuration
 from harness.errors import one_line_errors
+from harness.metrics import Row
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "s8.yaml"
 COLUMNS = ["network", "parameters", "multiply-adds", "receptive field", "images/s"]
-Rows = list[dict[str, float]]  # of metrics.csv
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             equal = trained(out, name, pairs, arguments.epochs)
             rows = trained(out, name, pairs, max(1, round(seconds * len(equal) / spent(equal))))
             lines.append(line(name, equal, rows, about.train_images))
-            timed[f"{name} {rows[-1]['test_accuracy']:.1f}%"] = rows
+            timed[f"{name} {rows[-1].test_accuracy:.1f}%"] = rows
         print("\n".join(lines))
         folder.write_whole(out / "table.md", "\n".join([*lines, ""]).encode())
         title = f"as many epochs as come nearest to {seconds} seconds, {about.source}"
@@ -63,7 +63,7 @@ def variants() -> list[str]:
     return [name for name in model.NETWORKS if name.startswith("s8")]
 
 
-def trained(out: Path, name: str, pairs: list[str], epochs: int) -> Rows:
+def trained(out: Path, name: str, pairs: list[str], epochs: int) -> list[Row]:
     """A variant's run of that many epochs in the folder `out`, gone on with if need be. Exits if it fails."""
     run = out / f"{name}-{epochs}"
     new = ["--config", str(RECIPE), *pairs, f"network={name}", f"epochs={epochs}", f"out={run}"]
@@ -72,12 +72,12 @@ def trained(out: Path, name: str, pairs: list[str], epochs: int) -> Rows:
     return folder.read_metrics(run / "metrics.csv")
 
 
-def spent(rows: Rows) -> float:
+def spent(rows: list[Row]) -> float:
     """Seconds of training."""
-    return sum(row["seconds"] for row in rows)
+    return sum(row.seconds for row in rows)
 
 
-def line(name: str, equal: Rows, timed: Rows, images: int) -> str:
+def line(name: str, equal: list[Row], timed: list[Row], images: int) -> str:
     """The row of the table."""
     network = model.build(name)
     cells = [
@@ -86,8 +86,8 @@ def line(name: str, equal: Rows, timed: Rows, images: int) -> str:
         f"{model.multiply_adds(network) / 1e6:.1f} million",
         f"{model.receptive_field(network)} px",
         f"{images * len(timed) / spent(timed):,.0f}",
-        f"{equal[-1]['test_accuracy']:.2f}%",
-        f"{timed[-1]['test_accuracy']:.2f}%",
+        f"{equal[-1].test_accuracy:.2f}%",
+        f"{timed[-1].test_accuracy:.2f}%",
         f"{len(timed)}",
         f"{spent(timed):.0f} s",
     ]

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             began = time.perf_counter()
             if code := train.main([*command, f"seed={seed}", f"out={folders[-1]}"]):
                 return code
-            training = sum(row["seconds"] for row in folder.read_metrics(Path(folders[-1], "metrics.csv")))
+            training = sum(row.seconds for row in folder.read_metrics(Path(folders[-1], "metrics.csv")))
             beside.append(time.perf_counter() - began - training)
     report([Path(run) for run in folders])
     if beside:
@@ -60,7 +60,7 @@ def report(folders: Sequence[Path]) -> None:
             seconds, epochs = zip(*reached)
             n = len(reached)
             print(f"{goal}%: {spread(seconds)} seconds of training, {spread(epochs)} epochs (n = {n})")
-    last = [folder.read_metrics(run / "metrics.csv")[-1]["test_accuracy"] for run in folders]
+    last = [folder.read_metrics(run / "metrics.csv")[-1].test_accuracy for run in folders]
     each = ", ".join(f"{value:.2f}" for value in last)
     print(f"last epoch's test accuracy {spread(last)}% (n = {len(last)}): {each}")
 
@@ -68,8 +68,8 @@ def report(folders: Sequence[Path]) -> None:
 def passed(run: Path) -> list[tuple[float, float] | None]:
     """For each goal seconds and epochs of training when the test accuracy first reached it, if it did."""
     rows = folder.read_metrics(run / "metrics.csv")
-    spent = itertools.accumulate(row["seconds"] for row in rows)
-    seen = [(row["test_accuracy"], seconds, row["epoch"]) for row, seconds in zip(rows, spent)]
+    spent = itertools.accumulate(row.seconds for row in rows)
+    seen = [(row.test_accuracy, seconds, row.epoch) for row, seconds in zip(rows, spent)]
     return [next((rest for accuracy, *rest in seen if accuracy >= goal), None) for goal in GOALS]
 
 

@@ -9,29 +9,19 @@ import torch
 
 import model
 from harness.errors import UserError
+from harness.metrics import Row
 
 if TYPE_CHECKING:
     from train import Training
 
 FORMAT = 1
-FOR_USE = [
-    "format",
-    "torch",
-    "network",
-    "weights",
-    "classes",
-    "mean",
-    "std",
-    "source",
-    "test_accuracy",
-]  # best.pt
+NEEDED = {"network", "weights", "classes", "mean", "std"}  # to use a network
 
 
-def state(training: "Training") -> dict[str, Any]:
-    """Everything a training needs to go on. UserError if its loss is no longer finite."""
+def for_use(training: "Training") -> dict[str, Any]:
+    """What one needs to use the network: the averaged weights and how its images are to be normalised."""
     about, rows = training.about, training.rows
     return {
-        # What one needs to use the network, which is all that best.pt holds.
         "format": FORMAT,
         "torch": str(torch.__version__),
         "network": training.settings.network,
@@ -40,13 +30,18 @@ def state(training: "Training") -> dict[str, Any]:
         "mean": about.mean,
         "std": about.std,
         "source": about.source,
-        "test_accuracy": rows[-1][5] if rows else None,
-        # What one needs besides to train on.
+        "test_accuracy": rows[-1].test_accuracy if rows else None,
+    }
+
+
+def state(training: "Training") -> dict[str, Any]:
+    """Everything a training needs to go on. UserError if its loss is no longer finite."""
+    return for_use(training) | {
         "settings": dataclasses.asdict(training.settings),
         "training": training.network.state_dict(),
         "averaged": int(training.average.n_averaged),
         "optimizer": training.optimizer.state_dict()["state"],
-        "rows": rows,
+        "rows": [list(row) for row in training.rows],
         "step": training.step,
         "seconds": training.seconds,
         "totals": training.sums.total(),
@@ -67,7 +62,7 @@ def restore(training: "Training", saved: dict[str, Any]) -> None:
         training.scheduler.step()
     optimizer = training.optimizer
     optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]})
-    training.rows = saved["rows"]
+    training.rows = [Row(*row) for row in saved["rows"]]
     training.begin_epoch()
     training.step, training.seconds = saved["step"], saved["seconds"]
     training.sums.restore(saved["totals"])
@@ -105,7 +100,7 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise UserError(f"{path}: has format {found}, this program reads format {FORMAT}")
-    if not set(FOR_USE) <= set(content):
+    if not content.keys() >= NEEDED:
         raise damaged
     if whole and "training" not in content:
         raise UserError(f"{path}: holds weights only; start a new run from them with weights={path}")

@@ -5,7 +5,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 
 from harness import checkpoint, devices, pictures
 from harness.errors import Stopped, UserError
+from harness.metrics import Row, best
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from train import Training
 
-COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
-TEST_ACCURACY = COLUMNS.index("test_accuracy")
 DRAW_EVERY = 60  # seconds at least between two drawings of curves.png, which takes longer than a short epoch
 
 
@@ -32,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path, tensorboard: "SummaryWriter | None" = None) -> None:
         self.path, self.tensorboard = path, tensorboard
-        self.state: dict[str, Any] = {"rows": []}  # as last saved
+        self.training: Training | None = None  # that was last saved
         self.saved_at = self.drawn_at = time.monotonic()
 
     def write(self, name: str, text: str) -> None:
@@ -40,34 +39,33 @@ class RunFolder:
         if devices.rank() == 0:
             write_whole(self.path / name, text.encode())
 
-    def draw(self, name: str, figure: Figure) -> None:
+    def draw(self, name: str, figure: Figure, epoch: int = 0) -> None:
         """Write a picture, NAME.png, and put it into TensorBoard where that is on."""
         if devices.rank() == 0:
             write_picture(self.path / f"{name}.png", figure)
         if self.tensorboard:
-            self.tensorboard.add_figure(name, figure, len(self.state["rows"]))
+            self.tensorboard.add_figure(name, figure, epoch)
 
     def draw_curves(self) -> None:
-        """Draw curves.png."""
+        """Draw curves.png of the epochs done."""
         self.drawn_at = time.monotonic()
-        if self.state["rows"] and devices.rank() == 0:
-            self.draw(
-                "curves", pictures.curves(read_metrics(self.path / "metrics.csv"), self.state["source"])
-            )
+        if devices.rank() == 0 and self.training and self.training.rows:
+            rows, about = self.training.rows, self.training.about
+            self.draw("curves", pictures.curves(rows, about), len(rows))
 
     def save(self, training: "Training") -> None:
         """Write last.pt, metrics.csv and, at the end of an epoch, best.pt if it was the best so far."""
-        self.saved_at, self.state = time.monotonic(), checkpoint.state(training)
+        self.saved_at, self.training = time.monotonic(), training
+        state, rows = checkpoint.state(training), training.rows
         if devices.rank() > 0:
             return
-        rows = self.state["rows"]
-        epoch_ended = self.state["step"] == 0 and rows
+        epoch_ended = training.step == 0 and rows
         if epoch_ended and best(rows) is rows[-1]:
-            save(self.path / "best.pt", {name: self.state[name] for name in checkpoint.FOR_USE})
-        save(self.path / "last.pt", self.state)
+            save(self.path / "best.pt", checkpoint.for_use(training))
+        save(self.path / "last.pt", state)
         write_metrics(self.path / "metrics.csv", rows, training.about.scored_on)
         if epoch_ended and self.tensorboard:
-            for name, value in zip(COLUMNS[1:], rows[-1][1:], strict=True):
+            for name, value in rows[-1]._asdict().items():
                 self.tensorboard.add_scalar(name, value, len(rows))
         if time.monotonic() - self.drawn_at > DRAW_EVERY:
             self.draw_curves()
@@ -163,9 +161,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk does not say where
         raise
-    if hasattr(
-        os, "O_DIRECTORY"
-    ):  # the rename itself is on disk only once the folder is; Windows has no such call
+    # The rename itself is on disk only once the folder is. Windows has no call for that.
+    if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -187,22 +184,17 @@ def write_picture(path: Path, figure: Figure) -> None:
     write_whole(path, buffer.getbuffer())
 
 
-def write_metrics(path: Path, rows: list[list[float]], scored_on: str = "test") -> None:
-    """metrics.csv from rows in the order of COLUMNS; its first line says which images were scored."""
+def write_metrics(path: Path, rows: Sequence[Row], scored_on: str = "test") -> None:
+    """metrics.csv, whose first line says which images were scored: `test_loss` or `heldout_loss`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(name.replace("test", scored_on.replace("-", "")) for name in COLUMNS)
+    writer.writerow(name.replace("test", scored_on.replace("-", "")) for name in Row._fields)
     writer.writerows([f"{value:.6g}" for value in row] for row in rows)
     write_whole(path, text.getvalue().encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, one dictionary an epoch, by COLUMNS whichever images were scored."""
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.csv, whichever images were scored."""
     with open(path, newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))[1:]
-    return [dict(zip(COLUMNS, map(float, line), strict=True)) for line in lines]
-
-
-def best(rows: list[list[float]]) -> list[float]:
-    """The first row with the highest test accuracy."""
-    return max(rows, key=lambda row: row[TEST_ACCURACY])
+        _, *lines = csv.reader(file)
+    return [Row(int(line[0]), *map(float, line[1:])) for line in lines]

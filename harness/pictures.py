@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from harness.metrics import Row
+
 if TYPE_CHECKING:
     from data import About, Split
 
@@ -17,24 +19,23 @@ if TYPE_CHECKING:
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 TRAIN, TEST = COLOURS[:2]
 LINES = ["-", "--", ":", "-."]  # for more runs than colours
-Rows = Sequence[dict[str, float]]  # of metrics.csv
 
 
-def curves(rows: Rows, source: str) -> Figure:
+def curves(rows: Sequence[Row], about: "About") -> Figure:
     """Loss and accuracy of train and test over epochs, the falls of the learning rate marked."""
-    epochs = [row["epoch"] for row in rows]
-    falls = [before["epoch"] + 0.5 for before, row in itertools.pairwise(rows) if row["lr"] < before["lr"]]
+    epochs = [row.epoch for row in rows]
+    falls = [before.epoch + 0.5 for before, row in itertools.pairwise(rows) if row.lr < before.lr]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(
-        f"{rows[-1]['test_accuracy']:.2f}% test accuracy after the last epoch, on {source}", fontsize=11
-    )
+    accuracy = f"{rows[-1].test_accuracy:.2f}% {about.scored_on} accuracy"
+    figure.suptitle(f"{accuracy} after the last epoch, on {about.source}", fontsize=11)
     for axes, name, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("", " (%)")):
         for fall in falls:
             label = "learning rate falls" if fall == falls[0] else None
             axes.axvline(fall, color="0.8", linewidth=1, label=label)
         for part, colour, marker in (("train", TRAIN, "o"), ("test", TEST, "s")):
-            values = [row[f"{part}_{name}"] for row in rows]
-            axes.plot(epochs, values, color=colour, marker=marker, markersize=3, label=part)
+            values = [getattr(row, f"{part}_{name}") for row in rows]
+            label = part if part == "train" else about.scored_on
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=3, label=label)
         axes.set(xlabel="epoch", ylabel=name + unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="0.92")
@@ -43,14 +44,14 @@ def curves(rows: Rows, source: str) -> Figure:
     return figure
 
 
-def over_seconds(runs: dict[str, Rows], title: str = "") -> Figure:
+def over_seconds(runs: dict[str, Sequence[Row]], title: str = "") -> Figure:
     """Test accuracy over seconds of training, a line a run: `runs` maps labels to rows of metrics.csv."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (label, rows) in enumerate(runs.items()):
         colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        spent = list(itertools.accumulate(row["seconds"] for row in rows))
-        accuracy = [row["test_accuracy"] for row in rows]
+        spent = list(itertools.accumulate(row.seconds for row in rows))
+        accuracy = [row.test_accuracy for row in rows]
         axes.plot(spent, accuracy, label=label, marker="o", markersize=3, color=colour, linestyle=line)
     axes.set(xlabel="seconds of training", ylabel="test accuracy (%)")
     figure.suptitle(title)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import model
-from harness import devices, folder
+from harness import devices
+from harness.metrics import Row, Sums, best
 from harness.settings import Settings
-from harness.sums import Sums
 
 if TYPE_CHECKING:
     from data import About
@@ -58,10 +58,10 @@ def start(settings: Settings, device: torch.device, about: "About", network: nn.
     print(model.facts(network))
 
 
-def epoch(settings: Settings, about: "About", rows: list[list[float]], test_seconds: float) -> None:
+def epoch(settings: Settings, about: "About", rows: Sequence[Row], test_seconds: float) -> None:
     """The line of the last epoch, with the time left for the run; `test_seconds` are those of its test."""
     number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds = rows[-1]
-    left = seconds_left(settings, [row[-1] for row in rows], test_seconds)
+    left = seconds_left(settings, [row.seconds for row in rows], test_seconds)
     print(
         f"epoch {number:>3}/{settings.epochs}  lr {lr:<8.4g} "
         f"train loss {train_loss:.4f}  {train_accuracy:6.2f}%   "
@@ -71,12 +71,12 @@ def epoch(settings: Settings, about: "About", rows: list[list[float]], test_seco
     )
 
 
-def end(settings: Settings, about: "About", rows: list[list[float]]) -> None:
+def end(settings: Settings, about: "About", rows: Sequence[Row]) -> None:
     """What came out, and how to go on."""
-    accuracy, top, out = rows[-1][folder.TEST_ACCURACY], folder.best(rows), settings.out
-    print(f"{about.scored_on} accuracy {accuracy:.2f}% after the last epoch, on {about.source}")
+    last, top, out = rows[-1], best(rows), settings.out
+    print(f"{about.scored_on} accuracy {last.test_accuracy:.2f}% after the last epoch, on {about.source}")
     print(
-        f"best          {top[folder.TEST_ACCURACY]:.2f}% after epoch {top[0]} "
+        f"best          {top.test_accuracy:.2f}% after epoch {top.epoch} "
         f"(chosen on the {about.scored_on} images, so not a result; its weights are in best.pt)"
     )
     print(f"run folder    {out}{peak_memory()}")

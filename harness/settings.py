@@ -106,22 +106,20 @@ def parse(argv: list[str] | None, description: str) -> tuple[Settings, str]:
         raise UserError(f"--{' and --'.join(options)} do not go together; give one of them")
     for command in options.keys() - {"config"}:
         return of_run(Path(options[command]), pairs, command), command
-    return resolve(
-        with_network_of_weights(read(pairs, arguments["config"]), given(pairs, arguments["config"]))
-    ), "run"
+    config = arguments["config"]
+    settings = with_network_of_weights(read(pairs, config), "network" in given(pairs, config))
+    return resolve(settings), "run"
 
 
-def with_network_of_weights(settings: Settings, given: dict[str, Text]) -> Settings:
-    """The settings with the network that the file `weights` holds. UserError if another one was asked for."""
+def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
+    """The settings with the network that the file `weights` holds. UserError if another one was chosen."""
     if not settings.weights:
         return settings
-    network = checkpoint.load(Path(settings.weights))["network"]
-    if "network" in given and settings.network != network:
-        raise UserError(
-            f"weights={settings.weights}: holds {network}, not {settings.network}; "
-            "leave network= out, or give other weights"
-        )
-    return dataclasses.replace(settings, network=convert("network", Text(network, settings.weights)))
+    path, network = settings.weights, checkpoint.load(Path(settings.weights))["network"]
+    if chosen and settings.network != network:
+        wrong = f"weights={path}: holds {network}, not {settings.network}"
+        raise UserError(f"{wrong}; leave network= out, or give other weights")
+    return dataclasses.replace(settings, network=convert("network", Text(network, path)))
 
 
 def of_run(path: Path, pairs: list[str], command: str) -> Settings:
@@ -132,10 +130,8 @@ def of_run(path: Path, pairs: list[str], command: str) -> Settings:
     before, settings = read(config=kept), read(pairs, kept)
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and (name, command) != ("holdout", "evaluate"):
-            raise UserError(
-                f"{name}={getattr(settings, name)}: a run keeps its {name} ({getattr(before, name)}); "
-                "start a new run for another"
-            )
+            kept_as = f"a run keeps its {name} ({getattr(before, name)})"
+            raise UserError(f"{name}={getattr(settings, name)}: {kept_as}; start a new run for another")
     return dataclasses.replace(resolve(settings), out=str(path))
 
 

@@ -38,15 +38,15 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
         )
         assert line.startswith(f"| `{name}` | 194,480 |") and len(equal) == 2 and len(timed) == 3
         assert line.endswith(
-            f"| {equal[-1]['test_accuracy']:.2f}% | {timed[-1]['test_accuracy']:.2f}% | 3 | 6 s |"
+            f"| {equal[-1].test_accuracy:.2f}% | {timed[-1].test_accuracy:.2f}% | 3 | 6 s |"
         )
     capsys.readouterr()
     kept = folder / "s8-pooled-2" / "metrics.csv"
-    rows = [[*row.values()] for row in convolutions.folder.read_metrics(kept)]
-    convolutions.folder.write_metrics(kept, [row[:5] + [12.34] + row[6:] for row in rows])
+    rows = convolutions.folder.read_metrics(kept)
+    convolutions.folder.write_metrics(kept, [row._replace(test_accuracy=12.34) for row in rows])
     assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
     assert "epoch  " not in capsys.readouterr().out
-    assert f"| 12.34% | {timed[-1]['test_accuracy']:.2f}% | 3 |" in (folder / "table.md").read_text()
+    assert f"| 12.34% | {timed[-1].test_accuracy:.2f}% | 3 |" in (folder / "table.md").read_text()
     with pytest.raises(SystemExit, match="2"):
         convolutions.main([*call, "--epochs", "0"])
     assert "epochs=0" in capsys.readouterr().err

@@ -64,10 +64,10 @@ def test_torchrun_gives_one_set_of_files_and_counts_each_image_once(arguments, t
         "samples.png",
     ]
     rows = folder.read_metrics(run / "metrics.csv")
-    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row.epoch for row in rows] == [1, 2]
     for part, images in (("train", 21), ("test", 12)):
         for row in rows:
-            right = row[f"{part}_accuracy"] * images / 100
+            right = getattr(row, f"{part}_accuracy") * images / 100
             assert right == pytest.approx(round(right), abs=1e-3)
 
 
@@ -125,7 +125,7 @@ def test_two_ranks_stop_together_and_resume(arguments, tmp_path):
     done = len(checkpoint.load(run / "last.pt")["rows"])
     out, error = launch("--resume", run, f"epochs={done + 1}", ranks=2).communicate(timeout=120)
     assert "test accuracy" in out, error
-    assert [row["epoch"] for row in folder.read_metrics(run / "metrics.csv")] == list(range(1, done + 2))
+    assert [row.epoch for row in folder.read_metrics(run / "metrics.csv")] == list(range(1, done + 2))
 
 
 def test_a_run_in_a_thread_trains_without_signals(arguments, tmp_path):

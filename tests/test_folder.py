@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from harness import folder
+from harness.metrics import Row
 
 
 def test_second_process_is_refused_and_a_dead_ones_lock_is_not(call, arguments, tmp_path):
@@ -33,18 +34,12 @@ def test_file_size_limit_keeps_the_old_file(tmp_path):
 
 
 def test_metrics_are_read_as_they_were_written(tmp_path):
-    rows = [[1, 0.1, 2.5, 10.0, 2.25, 12.5, 3.0], [2, 0.05, 2.0, 20.0, 2.125, 25.0, 3.5]]
+    rows = [Row(1, 0.1, 2.5, 10.0, 2.25, 12.5, 3.0), Row(2, 0.05, 2.0, 20.0, 2.125, 25.0, 3.5)]
     for scored_on, name in (("test", "test_loss"), ("held-out", "heldout_loss")):
         folder.write_metrics(tmp_path / "metrics.csv", rows, scored_on)
         with open(tmp_path / "metrics.csv", newline="") as file:
             assert name in next(csv.reader(file))
-        assert [list(row.values()) for row in folder.read_metrics(tmp_path / "metrics.csv")] == rows
-        assert list(folder.read_metrics(tmp_path / "metrics.csv")[0]) == folder.COLUMNS
-
-
-def test_the_best_row_is_the_first_of_equals():
-    rows = [[number, 0, 0, 0, 0, accuracy, 0] for number, accuracy in enumerate([50, 70, 70, 60], 1)]
-    assert folder.best(rows)[0] == 2
+        assert folder.read_metrics(tmp_path / "metrics.csv") == rows
 
 
 def test_tensorboard_is_optional(call, arguments, tmp_path, monkeypatch):

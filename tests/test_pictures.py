@@ -2,12 +2,13 @@ import torch
 
 from data import About, Split
 from harness import pictures
+from harness.metrics import Row
 
 ABOUT = About("somewhere", ["cat", "dog"], [0.5] * 3, [0.25] * 3, 4, 4, "test")
 
 
 def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
-    runs = {"a": [{"seconds": 2.0, "test_accuracy": 50.0}, {"seconds": 3.0, "test_accuracy": 60.0}], "b": []}
+    runs = {"a": [Row(1, 0, 0, 0, 0, 50.0, 2.0), Row(2, 0, 0, 0, 0, 60.0, 3.0)], "b": []}
     figure = pictures.over_seconds(runs, "title")
     first, second = figure.axes[0].lines
     assert (list(first.get_xdata()), list(first.get_ydata()), list(second.get_xdata())) == (
@@ -48,10 +49,7 @@ def test_the_surest_mistakes_come_first_and_the_confusion_counts():
 
 
 def test_curves_mark_where_the_learning_rate_falls():
-    rows = [
-        {"epoch": n, "lr": lr, "train_loss": 1, "train_accuracy": 50, "test_loss": 1, "test_accuracy": 50 + n}
-        for n, lr in ((1, 0.1), (2, 0.1), (3, 0.05))
-    ]
-    figure = pictures.curves(rows, "somewhere")
+    rows = [Row(n, lr, 1, 50, 1, 50 + n, 1) for n, lr in ((1, 0.1), (2, 0.1), (3, 0.05))]
+    figure = pictures.curves(rows, ABOUT)
     assert figure.get_suptitle() == "53.00% test accuracy after the last epoch, on somewhere"
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[2.5, 2.5], [1, 2, 3], [1, 2, 3]]

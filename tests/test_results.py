@@ -19,8 +19,8 @@ def figures(run):
     """The last epoch's test accuracy in percent, and seconds of training: all, until 80% and until 85%."""
     rows = folder.read_metrics(run / "metrics.csv")
     return [
-        rows[-1]["test_accuracy"],
-        sum(row["seconds"] for row in rows),
+        rows[-1].test_accuracy,
+        sum(row.seconds for row in rows),
         *(seconds for seconds, _ in passed(run)[:2]),
     ]
 
@@ -75,5 +75,5 @@ def test_starting_from_weights_is_as_good_as_the_readme_says():
     for kind in ("from-eight", "scratch"):
         runs = [folder.read_metrics(ROOT / f"results/weights/{kind}-{seed}/metrics.csv") for seed in range(3)]
         for epoch in (0, -1):
-            scores = [rows[epoch]["test_accuracy"] for rows in runs]
+            scores = [rows[epoch].test_accuracy for rows in runs]
             assert f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}%" in readme

@@ -29,17 +29,10 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
         "samples.png",
     ]
     rows = folder.read_metrics(run / "metrics.csv")
-    assert list(rows[0]) == [
-        "epoch",
-        "lr",
-        "train_loss",
-        "train_accuracy",
-        "test_loss",
-        "test_accuracy",
-        "seconds",
-    ]
-    assert [row["epoch"] for row in rows] == [1, 2] and all(
-        0 <= row["test_accuracy"] <= 100 and row["seconds"] > 0 for row in rows
+    head = "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,seconds\n"
+    assert (run / "metrics.csv").read_text().startswith(head)
+    assert [row.epoch for row in rows] == [1, 2] and all(
+        0 <= row.test_accuracy <= 100 and row.seconds > 0 for row in rows
     )
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = settings.read(config=run / "config.yaml")
@@ -51,7 +44,7 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
         "receptive field",
         "21 training and 12 test images",
         "epoch   2/2",
-        f"test accuracy {rows[-1]['test_accuracy']:.2f}%",
+        f"test accuracy {rows[-1].test_accuracy:.2f}%",
         "not a result",
         f"--resume {run}",
         f"--evaluate {run}",
@@ -63,7 +56,7 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
 def test_evaluate_equals_the_last_line_of_training(call, finished):
     code, out, _ = call("--evaluate", finished)
     assert code == 0
-    assert f"{folder.read_metrics(finished / 'metrics.csv')[-1]['test_accuracy']:.2f}% of 12 images" in out
+    assert f"{folder.read_metrics(finished / 'metrics.csv')[-1].test_accuracy:.2f}% of 12 images" in out
     assert all(
         (finished / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "mistakes.png")
     )
@@ -77,7 +70,7 @@ def test_the_best_weights_are_ready_for_use(finished, pictures):
     network = model.load(finished / "best.pt")
     found = data.load("folder", pictures)
     right = (network(found.test.images / 255).argmax(1) == found.test.labels).float().mean()
-    best = max(row["test_accuracy"] for row in folder.read_metrics(finished / "metrics.csv"))
+    best = max(row.test_accuracy for row in folder.read_metrics(finished / "metrics.csv"))
     assert (
         not network.training and network.classes == ["cat", "dog", "owl"] and abs(100 * right - best) < 9
     )  # one picture
@@ -137,7 +130,7 @@ def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
     assert call("--resume", run, "epochs=4", "lr=0.01", "gamma=0.5", "step_size=2")[0] == 0
     rows = folder.read_metrics(run / "metrics.csv")
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and [row["lr"] for row in rows[2:]] == [
+    assert [row.epoch for row in rows] == [1, 2, 3, 4] and [row.lr for row in rows[2:]] == [
         0.005,
         0.005,
     ]
@@ -153,7 +146,7 @@ def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch
     )
     assert call(*arguments, "epochs=3", "lr=0.3", "step_size=2", "gamma=0.5", "warmup_epochs=1")[0] == 0
     assert used == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.15] * 3)
-    assert [row["lr"] for row in folder.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx(
+    assert [row.lr for row in folder.read_metrics(tmp_path / "run" / "metrics.csv")] == pytest.approx(
         [0.3, 0.3, 0.15]
     )
 

@@ -8,6 +8,7 @@ The table has a column for every setting in which the runs differ.
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import model
 from harness import folder, pictures
 from harness import settings as configuration
 from harness.errors import UserError, one_line_errors
+from harness.metrics import Row, best
 from harness.settings import Settings
 
 APART = {"network", "out"}  # shown in columns of their own
-Run = tuple[Settings, list[dict[str, float]]]  # settings and rows of metrics.csv
+Run = tuple[Settings, list[Row]]  # settings and rows of metrics.csv
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,14 +58,10 @@ def table(runs: dict[str, Run]) -> list[list[str]]:
     differ = [name for name in differ if name not in APART]
     lines = [["run", "network", "parameters", *differ, "epochs done", "last %", "best %", "seconds"]]
     for name, (settings, rows) in runs.items():
-        accuracies = [row["test_accuracy"] for row in rows] or [float("nan")]
         parameters = model.count_parameters(model.build(settings.network))
         changed = [str(getattr(settings, setting)) for setting in differ]
-        scores = [
-            f"{accuracies[-1]:.2f}",
-            f"{max(accuracies):.2f}",
-            f"{sum(row['seconds'] for row in rows):.0f}",
-        ]
+        accuracies = (rows[-1].test_accuracy, best(rows).test_accuracy) if rows else (math.nan, math.nan)
+        scores = [*(f"{value:.2f}" for value in accuracies), f"{sum(row.seconds for row in rows):.0f}"]
         lines.append([name, settings.network, f"{parameters:,}", *changed, str(len(rows)), *scores])
     return lines
 

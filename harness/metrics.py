@@ -1,10 +1,30 @@
-"""Loss and accuracy of a pass over batches, for training and testing alike."""
+"""What is measured: loss and accuracy of a pass over batches, and the rows of metrics.csv."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness import devices
 from harness.errors import UserError
+
+
+class Row(NamedTuple):
+    """A row of metrics.csv. Accuracies are in percent, seconds are those of the training."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+def best(rows: Sequence[Row]) -> Row:
+    """The first row with the highest test accuracy."""
+    return max(rows, key=lambda row: row.test_accuracy)
 
 
 class Sums:
