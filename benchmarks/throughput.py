@@ -45,13 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     names = [word for word in words if "=" not in word] or list(model.NETWORKS)
     with one_line_errors() as outcome:
         chosen = [configuration.read([*pairs, f"network={name}", "small_epochs=0"]) for name in names]
-        torch.manual_seed(0)
-        images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
-        split = data.Split(images.contiguous(memory_format=torch.channels_last), torch.arange(IMAGES) % 10)
-        classes = [str(label) for label in range(10)]
-        about = data.About("random images", classes, [0.5] * 3, [0.25] * 3, IMAGES, IMAGES, "test")
-        dataset = data.Dataset(about, split, split)
-        peer = DataLoader(Pictures(split), batch_size=128, shuffle=True, num_workers=2)
+        dataset = random_images()
+        peer = DataLoader(Pictures(dataset.train), batch_size=128, shuffle=True, num_workers=2)
         threads = torch.get_num_threads()
         print(f"torch {torch.__version__}, {threads} threads; images/s, median of {ROUNDS} rounds")
         titles = ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")
@@ -67,6 +62,16 @@ def main(argv: list[str] | None = None) -> int:
             ratios = f"{ours / theirs:>14.1f}{loop / step:>14.2f}{loop / limit:>14.2f}"
             print(f"{settings.network:<18}{rates}{ratios}", flush=True)
     return outcome.code
+
+
+def random_images() -> data.Dataset:
+    """A data set of noise, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = data.Split(images.contiguous(memory_format=torch.channels_last), torch.arange(IMAGES) % 10)
+    classes = [str(label) for label in range(10)]
+    about = data.About("random images", classes, [0.5] * 3, [0.25] * 3, IMAGES, IMAGES, "test")
+    return data.Dataset(about, split, split)
 
 
 class Pictures(Dataset):

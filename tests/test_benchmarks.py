@@ -1,7 +1,11 @@
+import re
+import tarfile
+import time
+
 import pytest
 
 import model
-from benchmarks import convolutions, receptive_fields, throughput
+from benchmarks import convolutions, gpu, receptive_fields, throughput
 
 
 @pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided", "accurate"])
@@ -37,9 +41,7 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
             convolutions.folder.read_metrics(folder / f"{name}-{epochs}" / "metrics.csv") for epochs in (2, 3)
         )
         assert line.startswith(f"| `{name}` | 194,480 |") and len(equal) == 2 and len(timed) == 3
-        assert line.endswith(
-            f"| {equal[-1].test_accuracy:.2f}% | {timed[-1].test_accuracy:.2f}% | 3 | 6 s |"
-        )
+        assert line.endswith(f"| {equal[-1].test_accuracy:.2f}% | {timed[-1].test_accuracy:.2f}% | 3 | 6 s |")
     capsys.readouterr()
     kept = folder / "s8-pooled-2" / "metrics.csv"
     rows = convolutions.folder.read_metrics(kept)
@@ -67,3 +69,37 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert words in error and len(error.splitlines()) == 1
     assert not (tmp_path / "study").exists()
+
+
+def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "IMAGES", 40)
+    for name, value in (("SEEDS", 1), ("MOST_SEEDS", 1), ("MEASURED", 0.01)):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(convolutions, "variants", lambda: ["s8-strided"])
+    asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
+    assert gpu.main([*asked, "--minutes", "3", "--out", "out"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "first epoch: done" in report and "resumed: done" in report and "time for this part" not in report
+    assert report.count("| off |") == 2 * len(model.NETWORKS)
+    assert (
+        len(re.findall(r"^\| 0 \| [\d.]+% \|", report, re.MULTILINE)) == 2 and "| `s8-strided` | " in report
+    )
+    with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
+        names = archive.getnames()
+    for run in ("smoke", "fast-seed0", "accurate-seed0", "study-s8-strided"):
+        assert {f"{run}.log", f"{run}/metrics.csv", f"{run}/config.yaml", f"{run}/best.pt"} <= set(names)
+
+
+def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=99999"]
+    monkeypatch.setattr(gpu, "smoke", lambda plan: iter(["first" if plan.train("long") else "stopped"]))
+    monkeypatch.setattr(gpu, "rates", lambda plan: (gpu.time.sleep(0.2) or "rate" for _ in range(10**6)))
+    began = time.monotonic()
+    assert gpu.main([*asked, "--minutes", "0.1", "--out", "out"]) == 0
+    assert time.monotonic() - began < 40
+    assert "stopped" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "report.md").read_text().count("The time for this part was over.") == 5
+    assert gpu.main(["device=tpu", "--out", "out"]) == 2
