@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from conftest import FILES
 from soak import launch
 
 import train
@@ -55,14 +56,7 @@ def test_torchrun_gives_one_set_of_files_and_counts_each_image_once(arguments, t
     run = tmp_path / "run"
     assert process.returncode == 0, error
     assert out.count("epoch   2/2") == 1 and "2 ranks" in out
-    assert sorted(path.name for path in run.iterdir()) == [
-        "best.pt",
-        "config.yaml",
-        "curves.png",
-        "last.pt",
-        "metrics.csv",
-        "samples.png",
-    ]
+    assert sorted(path.name for path in run.iterdir()) == FILES
     rows = folder.read_metrics(run / "metrics.csv")
     assert [row.epoch for row in rows] == [1, 2]
     for part, images in (("train", 21), ("test", 12)):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from conftest import FILES
 from soak import metrics, same_run, soak
 
 import data
@@ -20,14 +21,7 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
     code, out, error = call(*arguments)
     run = tmp_path / "run"
     assert (code, error) == (0, "")
-    assert sorted(path.name for path in run.iterdir()) == [
-        "best.pt",
-        "config.yaml",
-        "curves.png",
-        "last.pt",
-        "metrics.csv",
-        "samples.png",
-    ]
+    assert sorted(path.name for path in run.iterdir()) == FILES
     rows = folder.read_metrics(run / "metrics.csv")
     head = "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,seconds\n"
     assert (run / "metrics.csv").read_text().startswith(head)
