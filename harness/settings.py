@@ -37,7 +37,7 @@ class Text(NamedTuple):
 class Settings:
     """Everything a run depends on. Beside each type stands what it allows: an interval or names."""
 
-    network: Annotated[str, tuple(model.NETWORKS)]
+    network: Annotated[str, model.NETWORKS]  # the dictionary, for one may add to it
     dropout: Annotated[float, "[0, 1)"]
     whiten: Annotated[bool, tuple(SWITCH)]
     weights: Annotated[str, None]
@@ -233,7 +233,7 @@ def convert(name: str, text: Text) -> Any:
         if value in ("", "null", "~"):
             return None
         kind = int
-    if isinstance(allowed, tuple):
+    if isinstance(allowed, tuple | dict):
         value = value.lower() if kind is bool else value
         if value not in allowed:
             raise UserError(f"{name}={value!r} ({where}): choose one of {', '.join(allowed)}")

@@ -3,9 +3,11 @@ import tarfile
 import time
 
 import pytest
+import torch
 
 import model
-from benchmarks import convolutions, gpu, receptive_fields, throughput
+from benchmarks import candidates, convolutions, gpu, receptive_fields, throughput
+from harness import settings as configuration
 
 
 @pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided", "accurate"])
@@ -103,3 +105,37 @@ def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
     assert "stopped" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "report.md").read_text().count("The time for this part was over.") == 5
     assert gpu.main(["device=tpu", "--out", "out"]) == 2
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The candidates among the networks, for one test."""
+    monkeypatch.setattr(model, "NETWORKS", model.NETWORKS | candidates.CANDIDATES)
+    monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
+
+
+@pytest.mark.parametrize("name", candidates.CANDIDATES)
+def test_every_candidate_is_small_and_gives_logits(known, name):
+    network = model.build(name)
+    assert model.count_parameters(network) < 200_000
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_weights_used_twice_are_the_same_weights_with_norms_of_their_own():
+    once, twice = (candidates.Bottleneck(16, 16, 1, uses=uses).eval() for uses in (1, 2))
+    twice.convolutions.load_state_dict(once.convolutions.state_dict())
+    images = torch.randn(2, 16, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(twice(images), once(once(images)), atol=1e-5)
+    assert len(twice.norms) == 2 and twice.norms[0][0] is not twice.norms[1][0]
+
+
+def test_candidates_are_trained_gone_on_with_and_listed(known, pictures, tmp_path, capsys):
+    call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
+    call += ["--only", "gated,deep", "--out", str(tmp_path)]
+    assert candidates.main(call) == candidates.main(call) == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch   1/1") == 2 and "held-out accuracy" in out
+    assert len(re.findall(r"^\| `(?:gated|deep)` \| 19[\d,]+ \| [\d.]+ million \|", out, re.MULTILINE)) == 4
+    assert candidates.main(["--only", "vgg"]) == 2
+    assert "vgg: choose from shared" in capsys.readouterr().err

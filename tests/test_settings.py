@@ -153,6 +153,11 @@ def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished
         settings.parse([weights, "network=s8"], "")
 
 
+def test_a_network_of_ones_own_can_be_asked_for(monkeypatch):
+    monkeypatch.setitem(model.NETWORKS, "mine", model.fast)
+    assert settings.read(["network=mine"]).network == "mine"
+
+
 names = st.one_of(st.sampled_from(list(FIELDS)), st.text(max_size=8))
 values = st.one_of(
     st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.booleans().map(str), st.just("")
