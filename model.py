@@ -79,7 +79,8 @@ def s8(
     there are 1×1 units that halve the channels.
     """
     ways = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}
-    layers, inputs = [], 3
+    layers: list[nn.Module] = []
+    inputs = 3
     for number, outputs in enumerate([16, 16, 32, 32, 64, 32, 32, 32, 64, 64, 128, 64], 1):
         kernel, falls = 1 if number in (6, 12) else 3, number in (3, 9)
         if kernel == 1 and not bottlenecks:

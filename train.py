@@ -182,7 +182,7 @@ class Training:
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr * warmup
 
-    def move_average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+    def move_average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         """A step of the moving average; its decay rises, lest its first weights hold back a short run."""
         steps = len(self.rows) * len(self.loader) + self.step
         decay = min(self.settings.average, (1 + steps) / (10 + steps))

@@ -127,7 +127,8 @@ def bottlenecks(
     classes: int, dropout: float, blocks: list[int], widths: list[int], groups: list[int], uses: list[int]
 ) -> Network:
     """Bottlenecks at 32, 16 and 8 pixels; a block that changes the shape is used once."""
-    layers, inputs = [stem()], 32
+    layers: list[nn.Module] = [stem()]
+    inputs = 32
     for stage, (count, width, split, often) in enumerate(zip(blocks, widths, groups, uses, strict=True)):
         for number in range(count):
             stride = 2 if stage and number == 0 else 1
@@ -138,7 +139,8 @@ def bottlenecks(
 
 def separables(classes: int, dropout: float) -> Network:
     """Three, four and four blocks of separable convolutions."""
-    layers, inputs = [stem()], 32
+    layers: list[nn.Module] = [stem()]
+    inputs = 32
     for stage, (count, width) in enumerate([(3, 32), (4, 64), (4, 128)]):
         for number in range(count):
             layers.append(Separable(inputs, width, 2 if stage and number == 0 else 1))

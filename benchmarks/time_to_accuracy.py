@@ -65,12 +65,12 @@ def report(folders: Sequence[Path]) -> None:
     print(f"last epoch's test accuracy {spread(last)}% (n = {len(last)}): {each}")
 
 
-def passed(run: Path) -> list[tuple[float, float] | None]:
+def passed(run: Path) -> list[tuple[float, int] | None]:
     """For each goal seconds and epochs of training when the test accuracy first reached it, if it did."""
     rows = folder.read_metrics(run / "metrics.csv")
     spent = itertools.accumulate(row.seconds for row in rows)
-    seen = [(row.test_accuracy, seconds, row.epoch) for row, seconds in zip(rows, spent)]
-    return [next((rest for accuracy, *rest in seen if accuracy >= goal), None) for goal in GOALS]
+    seen = [(row.test_accuracy, (seconds, row.epoch)) for row, seconds in zip(rows, spent)]
+    return [next((when for accuracy, when in seen if accuracy >= goal), None) for goal in GOALS]
 
 
 def spread(values: Sequence[float]) -> str:

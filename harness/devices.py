@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -159,7 +160,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = 0
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}  # the handlers until now
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():

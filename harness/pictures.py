@@ -1,7 +1,7 @@
 """The pictures in a run folder, drawn from what is recorded there. Each function returns a figure."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +44,7 @@ def curves(rows: Sequence[Row], about: "About") -> Figure:
     return figure
 
 
-def over_seconds(runs: dict[str, Sequence[Row]], title: str = "") -> Figure:
+def over_seconds(runs: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
     """Test accuracy over seconds of training, a line a run: `runs` maps labels to rows of metrics.csv."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
