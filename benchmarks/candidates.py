@@ -202,16 +202,17 @@ def main(argv: list[str] | None = None) -> int:
 def table(root: Path) -> str:
     """What the runs below `root` gave, the best first."""
     heads = ["design", "parameters", "multiply-adds", "convolutions", "epochs"]
-    heads += ["held-out accuracy", "held-out loss", "training loss"]
+    heads += ["held-out accuracy", "held-out loss", "training loss", "quickest epoch"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     runs = {name: root / name / "metrics.csv" for name in CANDIDATES if (root / name).exists()}
-    last = {name: folder.read_metrics(path)[-1] for name, path in runs.items()}
-    for name, row in sorted(last.items(), key=lambda run: -run[1].test_accuracy):
-        network = model.build(name)
+    rows = {name: folder.read_metrics(path) for name, path in runs.items()}
+    for name in sorted(rows, key=lambda name: -rows[name][-1].test_accuracy):
+        network, row = model.build(name), rows[name][-1]
+        quickest = min(row.seconds for row in rows[name])  # the one that was disturbed least
         layers = sum(isinstance(layer, nn.Conv2d) for layer in network.modules())
         sizes = f"{model.count_parameters(network):,} | {model.multiply_adds(network) / 1e6:.1f} million"
         scores = f"{row.test_accuracy:.2f}% | {row.test_loss:.4f} | {row.train_loss:.4f}"
-        lines.append(f"| `{name}` | {sizes} | {layers} | {row.epoch} | {scores} |")
+        lines.append(f"| `{name}` | {sizes} | {layers} | {row.epoch} | {scores} | {quickest:.0f} s |")
     return "\n".join(lines)
 
 
