@@ -137,11 +137,11 @@ def bottlenecks(
     return Network(*layers, *head(inputs, classes))
 
 
-def separables(classes: int, dropout: float) -> Network:
-    """Three, four and four blocks of separable convolutions."""
+def separables(classes: int, dropout: float, blocks: list[int]) -> Network:
+    """Blocks of separable convolutions at 32, 16 and 8 pixels, of 32, 64 and 128 channels."""
     layers: list[nn.Module] = [stem()]
     inputs = 32
-    for stage, (count, width) in enumerate([(3, 32), (4, 64), (4, 128)]):
+    for stage, (count, width) in enumerate(zip(blocks, [32, 64, 128], strict=True)):
         for number in range(count):
             layers.append(Separable(inputs, width, 2 if stage and number == 0 else 1))
             inputs = width
@@ -165,8 +165,8 @@ CANDIDATES = {
     "shared": partial(bottlenecks, **PYRAMID, uses=[2, 2, 2]),
     "shared-3": partial(bottlenecks, **PYRAMID, uses=[2, 3, 3]),
     "deep": partial(bottlenecks, blocks=[3, 7, 6], groups=[1, 4, 8], **TALL),
-    "depthwise": partial(bottlenecks, blocks=[4, 8, 8], groups=[16, 32, 64], **TALL),
-    "separable": separables,
+    "separable": partial(separables, blocks=[3, 4, 4]),
+    "separable-16": partial(separables, blocks=[2, 8, 3]),
     "gated": gated,
     "accurate": model.accurate,
 }
