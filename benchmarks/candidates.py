@@ -1,7 +1,7 @@
 """The designs among which `accurate` is chosen, trained alike and scored on held-out training images.
 
     python -m benchmarks.candidates dataset=folder data_dir=DIR                 # train one after another
-    python -m benchmarks.candidates --only shared,gated dataset=folder data_dir=DIR
+    python -m benchmarks.candidates --only shared,gates dataset=folder data_dir=DIR
     python -m benchmarks.candidates --table                                     # of results/candidates/
 
 Each has 30 epochs and the same settings, so that what differs is the design. Called again, it goes on
@@ -165,9 +165,9 @@ CANDIDATES = {
     "shared": partial(bottlenecks, **PYRAMID, uses=[2, 2, 2]),
     "shared-3": partial(bottlenecks, **PYRAMID, uses=[2, 3, 3]),
     "deep": partial(bottlenecks, blocks=[3, 7, 6], groups=[1, 4, 8], **TALL),
-    "separable": partial(separables, blocks=[3, 4, 4]),
-    "separable-16": partial(separables, blocks=[2, 8, 3]),
-    "gated": gated,
+    "separables": partial(separables, blocks=[3, 4, 4]),
+    "separables-16": partial(separables, blocks=[2, 8, 3]),
+    "gates": gated,
     "accurate": model.accurate,
 }
 
