@@ -1,54 +1,72 @@
 """Seconds and epochs of training until the test accuracy first passes 80, 85 and 90%, over several seeds.
 
-    python -m benchmarks.time_to_accuracy --seeds 3 dataset=folder data_dir=data/pictures
-    python -m benchmarks.time_to_accuracy --config recipes/accurate.yaml    # with a recipe
-    python -m benchmarks.time_to_accuracy --runs runs/NAME ...              # of runs made before
+    python -m benchmarks.time_to_accuracy dataset=folder data_dir=DIR            # the settings of config.yaml
+    python -m benchmarks.time_to_accuracy data_dir=DIR --each "" "lr=0.5" "--config recipes/s8.yaml"
+    python -m benchmarks.time_to_accuracy --each "" "../before/train.py"         # another version of train.py
+    python -m benchmarks.time_to_accuracy --runs runs/NAME ...                   # of runs made before
 
-Read from metrics.csv, whose seconds are of training alone; what the rest of the run took is stated
-beside them.
+Each text after --each is what one would write after `python train.py`; a train.py may come first. They take
+turns, seed after seed, in processes of their own, so that a noisy machine hits all alike, and their seconds
+are given as a ratio to those of the last of them. Settings before --each hold for all.
+
+The seconds are those of training in metrics.csv. What the whole command took is told beside them.
 """
 
 import argparse
 import itertools
+import os
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import train
 from harness import folder
 
 GOALS = (80, 85, 90)  # percent
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+Reached = tuple[float, int] | None  # seconds and epochs of training, if the goal was reached
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train with each seed unless runs are given, then print the table."""
+    """Train with each seed unless runs are given, then print what each configuration took."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", metavar="name=value")
-    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--each", nargs="+", default=[""], metavar="TEXT")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", nargs="+", metavar="RUN")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", type=Path)
     arguments = parser.parse_intermixed_args(argv)
-    folders, beside = arguments.runs or [], []
-    if not folders:
-        command = [*arguments.settings, *(["--config", arguments.config] if arguments.config else [])]
-        stem = f"runs/time-{time.strftime('%Y%m%d-%H%M%S')}"
-        for seed in range(arguments.seeds):
-            folders.append(f"{stem}-seed{seed}")
-            began = time.perf_counter()
-            if code := train.main([*command, f"seed={seed}", f"out={folders[-1]}"]):
-                return code
-            training = sum(row.seconds for row in folder.read_metrics(Path(folders[-1], "metrics.csv")))
-            beside.append(time.perf_counter() - began - training)
-    report([Path(run) for run in folders])
-    if beside:
-        print(
-            f"beside the training, each run took {spread(beside)} s (loading, tests, checkpoints, pictures)"
-        )
+    if arguments.runs:
+        report(arguments.runs)
+        return 0
+    stem = f"runs/time-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs: list[list[Path]] = [[] for _ in arguments.each]
+    whole: list[list[float]] = [[] for _ in arguments.each]
+    for seed, (number, text) in itertools.product(range(arguments.seeds), enumerate(arguments.each)):
+        runs[number].append(Path(f"{stem}-{number + 1}-seed{seed}"))
+        command = [*command_of(text), *arguments.settings, f"seed={seed}", f"out={runs[number][-1]}"]
+        began = time.perf_counter()
+        if code := subprocess.run(command).returncode:
+            return code
+        whole[number].append(time.perf_counter() - began)
+    for text, folders, seconds in zip(arguments.each, runs, whole, strict=True):
+        print(f"\n{text or 'config.yaml'}")
+        report(folders)
+        print(f"the whole command took {spread(seconds)} s")
+    for text, folders in zip(arguments.each[:-1], runs):
+        compare(text, folders, arguments.each[-1], runs[-1])
     return 0
+
+
+def command_of(text: str) -> list[str]:
+    """How to start what one would write after `python train.py`."""
+    words = shlex.split(text, posix=os.name != "nt")
+    script = words.pop(0) if words and words[0].endswith(".py") else str(TRAIN)
+    return [sys.executable, script, *words]
 
 
 def report(folders: Sequence[Path]) -> None:
@@ -65,7 +83,15 @@ def report(folders: Sequence[Path]) -> None:
     print(f"last epoch's test accuracy {spread(last)}% (n = {len(last)}): {each}")
 
 
-def passed(run: Path) -> list[tuple[float, int] | None]:
+def compare(text: str, folders: Sequence[Path], other: str, others: Sequence[Path]) -> None:
+    """Print the seconds to each goal as a ratio to those of other runs, seed by seed."""
+    for goal, ours, theirs in zip(GOALS, zip(*map(passed, folders)), zip(*map(passed, others))):
+        if None not in ours and None not in theirs:
+            ratios = [mine[0] / its[0] for mine, its in zip(ours, theirs, strict=True)]
+            print(f"{goal}%: {text or 'config.yaml'} takes {spread(ratios)} of {other or 'config.yaml'}")
+
+
+def passed(run: Path) -> list[Reached]:
     """For each goal seconds and epochs of training when the test accuracy first reached it, if it did."""
     rows = folder.read_metrics(run / "metrics.csv")
     spent = itertools.accumulate(row.seconds for row in rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import model
-from benchmarks import candidates, convolutions, gpu, receptive_fields, throughput
+from benchmarks import candidates, convolutions, gpu, receptive_fields, throughput, time_to_accuracy
 from harness import settings as configuration
 
 
@@ -54,6 +54,20 @@ def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, cap
     with pytest.raises(SystemExit, match="2"):
         convolutions.main([*call, "--epochs", "0"])
     assert "epochs=0" in capsys.readouterr().err
+
+
+def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time_to_accuracy, "GOALS", (0, 101))
+    pairs = [pair for pair in arguments if not pair.startswith(("out=", "epochs="))]
+    each = [f"{time_to_accuracy.TRAIN} epochs=1 network=s8-strided", "epochs=2"]
+    assert time_to_accuracy.main([*pairs, "--seeds", "2", "--each", *each]) == 0
+    out = capfd.readouterr().out
+    assert re.findall(r"^epoch +\d/(\d)", out, re.MULTILINE) == ["1", "2", "2"] * 2
+    assert out.count("101%: reached by 0 of 2") == out.count("the whole command took") == 2
+    found = re.search(r"^0%: .*s8-strided takes ([\d.]+) ± [\d.]+ of epochs=2", out, re.MULTILINE)
+    assert float(found[1]) > 0
+    assert time_to_accuracy.main([*pairs, "lr=x", "--each", ""]) == 2
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys):
@@ -132,11 +146,11 @@ def test_weights_used_twice_are_the_same_weights_with_norms_of_their_own():
 
 def test_candidates_are_trained_gone_on_with_and_listed(known, pictures, tmp_path, capsys):
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "gated,deep", "--out", str(tmp_path)]
+    call += ["--only", "gates,deep", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
     out = capsys.readouterr().out
     assert out.count("epoch   1/1") == 2 and "held-out accuracy" in out
-    assert len(re.findall(r"^\| `(?:gated|deep)` \| 19[\d,]+ \| [\d.]+ million \|", out, re.MULTILINE)) == 4
+    assert len(re.findall(r"^\| `(?:gates|deep)` \| 19[\d,]+ \| [\d.]+ million \|", out, re.MULTILINE)) == 4
     assert candidates.main(["--only", "vgg"]) == 2
     assert "vgg: choose from shared" in capsys.readouterr().err
 
