@@ -334,6 +334,7 @@ class Loader:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.augmentation, self.classes = augmentation or Augmentation(), len(about.classes)
         self.labels = split.labels.to(device)
+        self.among = torch.arange(len(self.labels), device=device)  # the images that an epoch draws from
         self.size, crop = split.images.shape[-1], self.augmentation.crop
         padded = F.pad(split.images, (crop,) * 4, mode="reflect")
         padded = padded.contiguous(memory_format=torch.channels_last).to(device)
@@ -344,11 +345,20 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
+        return math.ceil(len(self.among) / self.batch_size)
+
+    def leave_out(self, share: float, losses: Tensor) -> None:
+        """Have epochs leave out this share of the images from now on: those of the lowest `losses` (N).
+
+        What the network knows teaches it little, after Jiang et al., "Accelerating Deep Learning by Focusing
+        on the Biggest Losers" (2019).
+        """
+        n = len(self.labels)
+        self.among = losses.topk(n - round(share * n)).indices.sort().values
 
     def images_in(self, batch: int) -> int:
         """How many images a batch has on all ranks together; the last of an epoch may have fewer."""
-        return min(self.batch_size, len(self.labels) - batch * self.batch_size)
+        return min(self.batch_size, len(self.among) - batch * self.batch_size)
 
     def plain(self, count: int) -> Tensor:
         """About `count` images (N×3×32×32), spread evenly, normalised and otherwise as they are."""
@@ -362,15 +372,17 @@ class Loader:
         return (images * self.std + self.mean).round().clamp(0, 255).to("cpu", torch.uint8), labels
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `start`, `start` + 1, … of an epoch: images and labels."""
-        choices, n = self.choices(epoch), len(self.labels)
+        """Batches `start`, `start` + 1, … of an epoch: images and labels. `drawn` are their numbers."""
+        choices, n = self.choices(epoch), len(self.among)
         for first in range(start * self.batch_size, n, self.batch_size):
             part = slice(first + self.rank, min(first + self.batch_size, n), self.world)
-            yield self.batch(Choices(*(choice[..., part] for choice in choices)))
+            chosen = Choices(*(choice[..., part] for choice in choices))
+            self.drawn = chosen.order
+            yield self.batch(chosen)
 
     def choices(self, epoch: int) -> Choices:
-        """The choices of all images, which depend on the seed and the epoch alone."""
-        n, how = len(self.labels), self.augmentation
+        """The choices of the images of an epoch; how many there are, the seed and the epoch decide them."""
+        n, how = len(self.among), self.augmentation
         generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + epoch)
         drawn = Choices(
             order=torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator),
@@ -382,7 +394,8 @@ class Loader:
             mixture=torch.rand((2, n), generator=generator),
             place=torch.randint(0, self.size, (2, n), generator=generator),
         )
-        return Choices(*(choice.to(self.labels.device) for choice in drawn))
+        drawn = Choices(*(choice.to(self.labels.device) for choice in drawn))
+        return drawn._replace(order=self.among[drawn.order])
 
     def batch(self, chosen: Choices) -> tuple[Tensor, Tensor]:
         """The images and labels of a batch, changed as chosen."""

@@ -26,10 +26,10 @@ import data
 import model
 from harness import checkpoint, devices, folder, pictures, report
 from harness.errors import UserError, one_line_errors
-from harness.metrics import Row, Sums
-from harness.settings import Settings, dump, parse
+from harness.metrics import Losses, Row, Sums
+from harness.settings import Settings, dump, left_out, parse
 
-# Images (B×3×32×32) and labels (B, of mixed images B×classes) to logits (B×classes), sum of the losses.
+# Images (B×3×32×32) and labels (B, of mixed images B×classes) to logits (B×classes) and losses (B).
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -89,6 +89,7 @@ class Training:
         self.small_loader = self.loader
         if settings.small_epochs:
             self.small_loader = training_loader(settings, dataset, settings.small_size, device)
+        self.losses = Losses(len(dataset.train.labels), device)
         share, batch_size = devices.share(), 1000 * devices.world()
         self.test_loader = data.Loader(dataset.test, dataset.about, batch_size, device, **share)
         self.network = fresh_network(settings, self.loader, device)
@@ -108,8 +109,11 @@ class Training:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Forget the batches of the epoch before."""
+        """Forget the batches of the epoch before, and choose the images of the next."""
         self.step, self.seconds, self.sums = 0, 0.0, self.new_sums("epoch")
+        done = len(self.rows)
+        self.current = self.small_loader if done < self.settings.small_epochs else self.loader
+        self.current.leave_out(left_out(self.settings, done), self.losses.known)
 
     def new_sums(self, place: str) -> Sums:
         """Sums over no batch yet."""
@@ -118,16 +122,16 @@ class Training:
     def epoch(self) -> Iterator[None]:
         """Train the rest of the epoch under way, test, and add its row. Yields after every batch."""
         done, lr = len(self.rows), self.scheduler.get_last_lr()[0]
-        loader = self.small_loader if done < self.settings.small_epochs else self.loader
         before, began = self.seconds, time.perf_counter()
         self.forward.train()
-        with report.Bar(done + 1, len(loader), self.step) as bar:
-            for _ in each_batch(self.update, loader.epoch(done, self.step), self.sums):
+        with report.Bar(done + 1, len(self.current), self.step) as bar:
+            for _ in each_batch(self.update, self.current.epoch(done, self.step), self.sums):
                 self.step += 1
                 self.seconds = before + time.perf_counter() - began
                 bar.show(self.sums)
                 yield
         train = self.sums.means()
+        self.losses.settle(self.current.among)
         self.seconds = before + time.perf_counter() - began
         test = yield from self.test()
         self.rows.append(Row(done + 1, lr, *train, *test, self.seconds))
@@ -139,12 +143,13 @@ class Training:
     def update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A step of SGD and of the moving average of the weights."""
         self.begin_step()
-        logits, loss = self.score(self.forward, images, labels)
+        logits, losses = self.score(self.forward, images, labels)
+        self.losses.add(self.current.drawn, losses)
         self.optimizer.zero_grad()
-        self.mean(loss).backward()
+        self.mean(losses).backward()
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return logits, loss
+        return logits, losses
 
     @torch.no_grad()
     def answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,11 +161,11 @@ class Training:
         with self.autocast:
             logits = network(images).float()
         smoothing = self.settings.label_smoothing
-        return logits, F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        return logits, F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
-    def mean(self, loss: Tensor) -> Tensor:
+    def mean(self, losses: Tensor) -> Tensor:
         """The losses' mean over the batches of all ranks, whose gradients are averaged later."""
-        return loss * (devices.world() / self.loader.images_in(self.step))
+        return losses.sum() * (devices.world() / self.current.images_in(self.step))
 
     def test(self) -> Generator[None, None, tuple[float, float]]:
         """Mean loss and accuracy in percent on the test images. Yields after every batch."""
@@ -175,7 +180,7 @@ class Training:
 
     def begin_step(self) -> None:
         """Set dropout's choices and the learning rate, which rises over the first `warmup_epochs`."""
-        settings, epoch, steps = self.settings, len(self.rows), len(self.loader)
+        settings, epoch, steps = self.settings, len(self.rows), len(self.current)
         seed = ((settings.seed * 1_000_003 + epoch) * 1_000_003 + self.step) * 1009 + devices.rank()
         torch.manual_seed(seed & 2**63 - 1)
         warmup = min(1, (epoch * steps + self.step + 1) / max(1, settings.warmup_epochs * steps))
@@ -192,8 +197,8 @@ class Training:
 def each_batch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], sums: Sums) -> Iterator[None]:
     """A pass over batches, for training and testing alike."""
     for images, labels in batches:
-        logits, loss = step(images, labels)
-        sums.add(logits, labels, loss)
+        logits, losses = step(images, labels)
+        sums.add(logits, labels, losses)
         yield
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import model
+from harness import devices
 from harness.errors import UserError
 from harness.metrics import Row
 
@@ -45,6 +46,8 @@ def state(training: "Training") -> dict[str, Any]:
         "step": training.step,
         "seconds": training.seconds,
         "totals": training.sums.total(),
+        "losses": training.losses.known,
+        "new_losses": devices.total(training.losses.new),
     }
 
 
@@ -63,9 +66,13 @@ def restore(training: "Training", saved: dict[str, Any]) -> None:
     optimizer = training.optimizer
     optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]})
     training.rows = [Row(*row) for row in saved["rows"]]
+    if "losses" in saved:  # older checkpoints have none
+        training.losses.known.copy_(saved["losses"])
     training.begin_epoch()
     training.step, training.seconds = saved["step"], saved["seconds"]
     training.sums.restore(saved["totals"])
+    if "losses" in saved and devices.rank() == 0:  # it holds those of all ranks, like the sums
+        training.losses.new.copy_(saved["new_losses"])
 
 
 def check_same(saved: dict[str, Any], network: str, classes: list[str]) -> None:

@@ -27,6 +27,23 @@ def best(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row.test_accuracy)
 
 
+class Losses:
+    """The loss of every training image when it was last seen, kept on the device."""
+
+    def __init__(self, images: int, device: torch.device) -> None:
+        self.known = torch.zeros(images, device=device)  # up to the end of the last epoch
+        self.new = torch.zeros(images, device=device)  # since then, of this rank's images
+
+    def add(self, drawn: Tensor, losses: Tensor) -> None:
+        """Note the losses (B) of the images drawn (B, their numbers)."""
+        self.new[drawn] = losses.detach()
+
+    def settle(self, among: Tensor) -> None:
+        """End an epoch in which all ranks together saw the images `among`."""
+        self.known[among] = devices.total(self.new).to(among.device)[among]
+        self.new.zero_()
+
+
 class Sums:
     """Sums over batches, kept on the device, so that no step waits for it.
 
@@ -40,10 +57,10 @@ class Sums:
         self.place, self.lr = place, lr
 
     @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Count a batch: logits B×classes, labels B or, of mixed images, B×classes, summed losses."""
+    def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Count a batch: logits B×classes, labels B or, of mixed images, B×classes, losses B."""
         answers = labels if labels.ndim == 1 else labels.argmax(1)
-        self.values[0] += loss
+        self.values[0] += losses.sum()
         self.values[1] += (logits.argmax(1) == answers).sum()
         self.values[2] += len(labels)
         self.values[3] += self.values[0].isfinite()

@@ -1,6 +1,5 @@
 """What a run prints."""
 
-import statistics
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from tqdm import tqdm
 import model
 from harness import devices
 from harness.metrics import Row, Sums, best
-from harness.settings import Settings
+from harness.settings import Settings, left_out
 
 if TYPE_CHECKING:
     from data import About
@@ -61,12 +60,13 @@ def start(settings: Settings, device: torch.device, about: "About", network: nn.
 def epoch(settings: Settings, about: "About", rows: Sequence[Row], test_seconds: float) -> None:
     """The line of the last epoch, with the time left for the run; `test_seconds` are those of its test."""
     number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds = rows[-1]
+    images = about.train_images * (1 - left_out(settings, number - 1))
     left = seconds_left(settings, [row.seconds for row in rows], test_seconds)
     print(
         f"epoch {number:>3}/{settings.epochs}  lr {lr:<8.4g} "
         f"train loss {train_loss:.4f}  {train_accuracy:6.2f}%   "
         f"{about.scored_on} loss {test_loss:.4f}  {test_accuracy:6.2f}%   "
-        f"{seconds:.1f} s  {about.train_images / seconds:,.0f} images/s  {duration(left)} left",
+        f"{seconds:.1f} s  {images / seconds:,.0f} images/s  {duration(left)} left",
         flush=True,
     )
 
@@ -102,15 +102,20 @@ def evaluation(
 def seconds_left(settings: Settings, seconds: Sequence[float], test_seconds: float) -> float:
     """Seconds the rest of a run should take, from those of the training in each epoch done and of a test.
 
-    Epochs on small images are quicker. If there was none on full ones yet, they are taken to need the time of
-    a small one in proportion to the pixels.
+    Epochs on small images, or with images left out, are quicker. If there was none on full ones yet, they are
+    taken to need the time of a small one in proportion to the pixels.
     """
-    small, full = seconds[: settings.small_epochs], seconds[settings.small_epochs :]
-    small_left = max(0, min(settings.small_epochs, settings.epochs) - len(seconds))
-    full_left = settings.epochs - len(seconds) - small_left
-    of_small = statistics.mean(small) if small else 0.0
-    of_full = statistics.mean(full) if full else of_small * (32 / settings.small_size) ** 2
-    return small_left * of_small + full_left * of_full + (small_left + full_left) * test_seconds
+    share = [1 - left_out(settings, epoch) for epoch in range(settings.epochs)]
+
+    def of_all_images(first: int, end: int) -> float:
+        """Seconds of an epoch with all images, from those between `first` and `end`; 0 if there is none."""
+        return sum(seconds[first:end]) / (sum(share[first : min(end, len(seconds))]) or 1)
+
+    small = of_all_images(0, settings.small_epochs)
+    full = of_all_images(settings.small_epochs, settings.epochs) or small * (32 / settings.small_size) ** 2
+    left = range(len(seconds), settings.epochs)
+    training = sum(share[epoch] * (small if epoch < settings.small_epochs else full) for epoch in left)
+    return training + len(left) * test_seconds
 
 
 def duration(seconds: float) -> str:

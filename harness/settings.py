@@ -67,6 +67,7 @@ class Settings:
     cutmix: Annotated[float, "[0, 1]"]
     small_epochs: Annotated[int | None, "[0, inf)"]
     small_size: Annotated[int, "[16, 32]"]
+    leave_out: Annotated[float, "[0, 1)"]
 
     device: Annotated[str, ("auto", "cpu", "cuda", "mps")]
     precision: Annotated[str, ("auto", "float32", "bfloat16")]
@@ -141,6 +142,11 @@ def resolve(settings: Settings) -> Settings:
     small_epochs = settings.epochs // 2 if settings.small_epochs is None else settings.small_epochs
     out = settings.out or f"runs/{settings.network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(settings, step_size=step_size, small_epochs=small_epochs, out=out)
+
+
+def left_out(settings: Settings, epoch: int) -> float:
+    """The share of the training images that an epoch, counted from 0, leaves out."""
+    return settings.leave_out if settings.epochs / FALLS <= epoch < settings.epochs - 2 else 0.0
 
 
 def read(pairs: Iterable[str] = (), config: str | Path | None = None) -> Settings:

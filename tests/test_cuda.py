@@ -21,8 +21,8 @@ import train
 from harness import devices, settings
 
 SETTINGS = (
-    "dataset=synthetic precision=bfloat16 compile=off whiten=false dropout=0.1 small_epochs=1 "
-    "rotate=10 colour=0.3 cutout=8 mixup=0.3 cutmix=0.3"
+    "dataset=synthetic precision=bfloat16 compile=off whiten=false dropout=0.1 epochs=10 small_epochs=1 "
+    "leave_out=0.5 rotate=10 colour=0.3 cutout=8 mixup=0.3 cutmix=0.3"
 )
 
 
@@ -101,10 +101,10 @@ def fake(monkeypatch):
         yield training
 
 
-def an_epoch(training, loader):
+def an_epoch(training):
     """The batches of a pass of training and one of testing, as Training.epoch makes them."""
-    for step, batches in ((training.update, loader), (training.answer, training.test_loader)):
-        choices = loader.epoch() if batches is loader else batches.epoch()
+    for step, batches in ((training.update, training.current), (training.answer, training.test_loader)):
+        choices = batches.epoch()
         first = next(choices)  # the choices of all images, drawn before, travel to the device once an epoch
         with NoWaiting():
             for _ in train.each_batch(step, [first, *choices], training.sums):
@@ -112,10 +112,12 @@ def an_epoch(training, loader):
 
 
 def test_training_and_testing_stay_on_the_device_and_never_wait(fake):
-    for loader in (fake.small_loader, fake.loader):
+    for epoch, loader in enumerate([fake.small_loader, fake.loader, fake.loader]):
+        fake.rows = [None] * epoch
         fake.begin_epoch()
-        an_epoch(fake, loader)
-    assert fake.average.n_averaged == 6
+        assert fake.current is loader
+        an_epoch(fake)
+    assert fake.average.n_averaged == 3 + 3 + 2  # the last epoch leaves out images
     tensors = [*fake.network.parameters(), *fake.average.module.buffers(), fake.sums.values]
     tensors += [state["momentum_buffer"] for state in fake.optimizer.state.values()]
     assert len(tensors) > 20 and {tensor.device.type for tensor in tensors} == {"cuda"}
@@ -126,16 +128,16 @@ def test_waiting_in_a_step_is_noticed(fake, monkeypatch, wait):
     update = train.Training.update
 
     def waiting(training, *batch):
-        logits, loss = update(training, *batch)
-        wait(loss)
-        return logits, loss
+        logits, losses = update(training, *batch)
+        wait(losses.sum())
+        return logits, losses
 
     monkeypatch.setattr(train.Training, "update", waiting)
     with pytest.raises(Waited):
-        an_epoch(fake, fake.loader)
+        an_epoch(fake)
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed(fake):
-    fake.loader.mean = torch.zeros(3, 1, 1)
+    fake.current.mean = torch.zeros(3, 1, 1)
     with pytest.raises(RuntimeError, match="device"):
-        an_epoch(fake, fake.loader)
+        an_epoch(fake)

@@ -56,6 +56,20 @@ def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, e
     assert len(loaders[0]) == len(list(loaders[0].epoch(epoch)))
 
 
+def test_images_of_low_loss_are_left_out_until_asked_for_again():
+    batches = loader(numbered(50), 16, seed=0, crop=2)
+    everything = [labels for _, labels in batches.epoch(3)]
+    batches.leave_out(0.4, torch.arange(50.0))
+    drawn = []
+    for images, labels in batches.epoch(3):
+        assert torch.equal(batches.drawn, labels) and torch.equal(images[:, 0, 0, 0], labels.float())
+        drawn += labels.tolist()
+    assert sorted(drawn) == list(range(20, 50)) and drawn != sorted(drawn)
+    assert len(batches) == 2 and batches.images_in(1) == 14
+    batches.leave_out(0, torch.rand(50))
+    assert all(map(torch.equal, everything, (labels for _, labels in batches.epoch(3))))
+
+
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
     options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
     split = gradient_split()

@@ -12,6 +12,7 @@ from soak import launch
 
 import train
 from harness import checkpoint, devices, folder, settings
+from harness.metrics import Losses
 
 
 def gradients(rank, world, address, pairs, path):
@@ -91,16 +92,19 @@ def agreements(rank, address, path):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
     asked = [batch for batch in range(100) if devices.time_to_agree(batch)]
-    torch.save(
-        (learnt, asked, devices.total(torch.tensor([1.0, rank])).tolist()), path.with_suffix(f".{rank}")
-    )
+    losses = Losses(6, torch.device("cpu"))
+    losses.add(torch.tensor([1 + rank]), torch.tensor([2.5]))
+    losses.settle(torch.tensor([1, 2]))
+    total = devices.total(torch.tensor([1.0, rank])).tolist()
+    torch.save((learnt, asked, total, losses.known.tolist()), path.with_suffix(f".{rank}"))
     devices.leave()
 
 
 def test_ranks_agree_on_the_largest_and_ask_now_and_then(tmp_path):
     torch.multiprocessing.spawn(agreements, ((tmp_path / "meeting").as_uri(), tmp_path / "out"), nprocs=2)
     for rank in range(2):
-        learnt, asked, total = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
+        learnt, asked, total, losses = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
+        assert losses == [0, 2.5, 2.5, 0, 0, 0]
         assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
         assert asked[0] == 0 and 4 < len(asked) < 20
     assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone

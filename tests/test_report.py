@@ -25,6 +25,12 @@ def test_time_left_knows_that_small_images_are_quicker():
     assert report.seconds_left(run_of(epochs=3, small_epochs=0), [2.0], 1) == 6
 
 
+def test_time_left_knows_that_epochs_with_images_left_out_are_quicker():
+    asked = run_of(epochs=10, small_epochs=0, leave_out=0.5)  # in the epochs 3 to 8
+    assert report.seconds_left(asked, [4.0], 1) == pytest.approx(4 + 6 * 2 + 2 * 4 + 9)
+    assert report.seconds_left(asked, [4.0, 4.0, 2.0, 2.0], 0) == pytest.approx(4 * 2 + 2 * 4)
+
+
 @pytest.mark.parametrize(
     "seconds, words",
     [

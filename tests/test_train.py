@@ -120,6 +120,30 @@ def test_checkpoint_minutes_bound_what_is_lost(call, arguments, tmp_path, finish
     assert same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_run_that_leaves_out_images_resumes_exactly(call, arguments, tmp_path, at_step, step):
+    asked = [*arguments, "epochs=5", "leave_out=0.4", "batch_size=7"]
+    assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    at_step(step, lambda: signal.raise_signal(signal.SIGINT))  # in the second epoch, and in the fourth
+    assert call(*asked)[0] == 130
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(start):
+    training = start("epochs=5", "leave_out=0.4", "small_epochs=1")
+    for kept in (21, 13, 13, 21, 21):
+        assert len(training.current.among) == kept
+        before = training.losses.known.clone()
+        left_out = [image for image in range(21) if image not in training.current.among.tolist()]
+        for _ in training.epoch():
+            pass
+        changed = (training.losses.known != before).nonzero().flatten().tolist()
+        assert sorted(changed + left_out) == list(range(21))
+        if kept < 21:
+            assert before[left_out].max() <= before[changed].min()
+
+
 def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
     assert call("--resume", run, "epochs=4", "lr=0.01", "gamma=0.5", "step_size=2")[0] == 0
