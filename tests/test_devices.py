@@ -95,16 +95,19 @@ def agreements(rank, address, path):
     losses = Losses(6, torch.device("cpu"))
     losses.add(torch.tensor([1 + rank]), torch.tensor([2.5]))
     losses.settle(torch.tensor([1, 2]))
+    losses.add(torch.tensor([2 - rank]), torch.tensor([1.5]))  # in the next epoch each has the other's image
+    first = losses.known.tolist()
+    losses.settle(torch.tensor([1, 2]))
     total = devices.total(torch.tensor([1.0, rank])).tolist()
-    torch.save((learnt, asked, total, losses.known.tolist()), path.with_suffix(f".{rank}"))
+    torch.save((learnt, asked, total, first, losses.known.tolist()), path.with_suffix(f".{rank}"))
     devices.leave()
 
 
 def test_ranks_agree_on_the_largest_and_ask_now_and_then(tmp_path):
     torch.multiprocessing.spawn(agreements, ((tmp_path / "meeting").as_uri(), tmp_path / "out"), nprocs=2)
     for rank in range(2):
-        learnt, asked, total, losses = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
-        assert losses == [0, 2.5, 2.5, 0, 0, 0]
+        learnt, asked, total, first, second = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
+        assert first == [0, 2.5, 2.5, 0, 0, 0] and second == [0, 1.5, 1.5, 0, 0, 0]
         assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
         assert asked[0] == 0 and 4 < len(asked) < 20
     assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
