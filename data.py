@@ -350,11 +350,13 @@ class Loader:
     def leave_out(self, share: float, losses: Tensor) -> None:
         """Have epochs leave out this share of the images from now on: those of the lowest `losses` (N).
 
+        As many stay as fill whole batches, so that none is too small for all ranks.
         What the network knows teaches it little, after Jiang et al., "Accelerating Deep Learning by Focusing
         on the Biggest Losers" (2019).
         """
         n = len(self.labels)
-        self.among = losses.topk(n - round(share * n)).indices.sort().values
+        kept = math.ceil((1 - share) * n / self.batch_size) * self.batch_size
+        self.among = losses.topk(min(n, kept)).indices.sort().values
 
     def images_in(self, batch: int) -> int:
         """How many images a batch has on all ranks together; the last of an epoch may have fewer."""
