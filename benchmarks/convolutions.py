@@ -1,97 +1,257 @@
-"""What each kind of convolution buys: the variants of `s8`, for as many epochs and as many seconds.
+"""What kinds of convolution do at equal size: the networks of model.STUDY, trained alike over several seeds.
 
-    python -m benchmarks.convolutions --epochs 3 --seconds 600 dataset=folder data_dir=data/pictures
+    python -m benchmarks.convolutions dataset=folder data_dir=data/pictures
+    python -m benchmarks.convolutions --only dense,separable --epochs 12 --seeds 1
+    python -m benchmarks.convolutions --table                  # of results/convolutions, trains nothing
 
-Each variant trains for the epochs, then anew for the number of them that should come nearest to the
-seconds, going by what the first run took (the table says what it came to). The learning rate falls over
-just that many. All have the settings of recipes/s8.yaml, on images of full size. Called again with the
-same --out, it goes on where it was stopped. Leaves table.md, accuracy.png and the run folders there.
+Each network trains for the epochs with each seed. Then it trains once more for as many epochs as come
+nearest to the seconds that `dense` took. The learning rate falls a little after every epoch, to a fiftieth
+in the last. Images are of full size throughout. Called again with the same --out, it goes on where it was
+stopped. Leaves there the run folders, about.yaml, table.md and two plots.
 """
 
 import argparse
+import math
+import statistics
 import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from io import TextIOBase
 from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 import data
 import model
 import train
-from harness import folder, pictures
+from harness import devices, folder, pictures
 from harness import settings as configuration
-from harness.errors import one_line_errors
+from harness.errors import UserError, one_line_errors
 from harness.metrics import Row
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "s8.yaml"
-COLUMNS = ["network", "parameters", "multiply-adds", "receptive field", "images/s"]
+RECORDED = Path(__file__).resolve().parent.parent / "results" / "convolutions"
+BASE, EPOCHS, SEEDS = "dense", 20, 3
+HEADS = ["kind", "parameters", "multiply-adds", "receptive field", "moved", "images/s", "test accuracy"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, print and draw."""
+    """Train what is missing, then tabulate and draw; or only tabulate what is recorded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", metavar="name=value")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--only", default=",".join(model.STUDY), metavar="KINDS")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("runs/convolutions"))
+    parser.add_argument("--table", action="store_true", help="print what is recorded, and train nothing")
     arguments = parser.parse_intermixed_args(argv)
-    pairs, out, seconds = [*arguments.settings, "small_epochs=0"], arguments.out, arguments.seconds
     with one_line_errors(data.DataError) as outcome:
-        settings = configuration.read(pairs)
-        about = data.load(settings.dataset, settings.data_dir).about
-        timed = {}
-        heads = [
-            f"accuracy after {arguments.epochs} epochs",
-            f"accuracy in {seconds} s",
-            "epochs in them",
-            "they took",
-        ]
-        lines = [f"| {' | '.join([*COLUMNS, *heads])} |", "|---" * 9 + "|"]
-        for name in variants():
-            equal = trained(out, name, pairs, arguments.epochs)
-            rows = trained(out, name, pairs, max(1, round(seconds * len(equal) / spent(equal))))
-            lines.append(line(name, equal, rows, about.train_images))
-            timed[f"{name} {rows[-1].test_accuracy:.1f}%"] = rows
-        print("\n".join(lines))
-        folder.write_whole(out / "table.md", "\n".join([*lines, ""]).encode())
-        title = f"as many epochs as come nearest to {seconds} seconds, {about.source}"
-        folder.write_picture(out / "accuracy.png", pictures.over_seconds(timed, title))
+        kinds = arguments.only.split(",")
+        if unknown := [name for name in kinds if name not in model.STUDY]:
+            raise UserError(f"--only {unknown[0]}: choose from {', '.join(model.STUDY)}")
+        if min(arguments.epochs, arguments.seeds) < 1:
+            raise UserError("--epochs and --seeds must be at least 1")
+        if not arguments.table:
+            note_circumstances(arguments.out, arguments.settings, arguments.epochs)
+            if code := train_all(arguments.out, kinds, arguments.seeds, arguments.settings):
+                return code
+        study = Study(RECORDED if arguments.table else arguments.out)
+        print(study.table())
+        if not arguments.table:
+            folder.write_whole(study.root / "table.md", f"{study.table()}\n".encode())
+            for name, figure in study.plots().items():
+                folder.write_picture(study.root / f"{name}.png", figure)
     return outcome.code
 
 
-def variants() -> list[str]:
-    """The networks of the study."""
-    return [name for name in model.NETWORKS if name.startswith("s8")]
+def note_circumstances(out: Path, pairs: Sequence[str], epochs: int) -> None:
+    """Write about.yaml, or see that it agrees: runs of other lengths or data are not to be compared."""
+    settings = configuration.read(pairs)
+    about = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed).about
+    now = {"data": about.source, "train_images": about.train_images, "epochs": epochs}
+    path = out / "about.yaml"
+    if path.exists():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, value in now.items():
+            if before[name] != value:
+                raise UserError(f"{path}: made with {name} {before[name]}, not {value}; use another --out")
+        return
+    device = devices.describe(devices.pick(settings.device))
+    now |= {"machine": device, "torch": str(torch.__version__), "date": time.strftime("%Y-%m-%d")}
+    out.mkdir(parents=True, exist_ok=True)
+    folder.write_whole(path, yaml.safe_dump(now, sort_keys=False).encode())
 
 
-def trained(out: Path, name: str, pairs: list[str], epochs: int) -> list[Row]:
-    """A variant's run of that many epochs in the folder `out`, gone on with if need be. Exits if it fails."""
-    run = out / f"{name}-{epochs}"
-    new = ["--config", str(RECIPE), *pairs, f"network={name}", f"epochs={epochs}", f"out={run}"]
-    if code := train.main(["--resume", str(run)] if (run / "last.pt").exists() else new):
-        sys.exit(code)
-    return folder.read_metrics(run / "metrics.csv")
+def schedule(epochs: int) -> list[str]:
+    """Settings of a run of that length."""
+    falls = ["step_size=1", f"gamma={0.02 ** (1 / epochs):.4f}"]
+    return [f"epochs={epochs}", *falls, "small_epochs=0"]
 
 
-def spent(rows: list[Row]) -> float:
-    """Seconds of training."""
-    return sum(row.seconds for row in rows)
+def train_all(out: Path, kinds: Sequence[str], seeds: int, pairs: Sequence[str]) -> int:
+    """Train what is missing, all kinds with one seed before any with the next. Returns an exit code."""
+    study = Study(out)
+    length = study.about["epochs"]
+    planned = [(name, length, seed) for seed in range(seeds) for name in kinds]
+    with tqdm(total=2 * length * len(kinds) * seeds, unit=" epochs") as bar:
+        for name, epochs, seed in planned:
+            if code := train_one(study, name, epochs, seed, pairs, bar):
+                return code
+        for name in kinds:
+            if code := train_one(study, name, study.timed_epochs(name), 0, pairs, bar):
+                return code
+        bar.total = bar.n
+    return 0
 
 
-def line(name: str, equal: list[Row], timed: list[Row], images: int) -> str:
-    """The row of the table."""
-    network = model.build(name)
-    cells = [
-        f"`{name}`",
-        f"{model.count_parameters(network):,}",
-        f"{model.multiply_adds(network) / 1e6:.1f} million",
-        f"{model.receptive_field(network)} px",
-        f"{images * len(timed) / spent(timed):,.0f}",
-        f"{equal[-1].test_accuracy:.2f}%",
-        f"{timed[-1].test_accuracy:.2f}%",
-        f"{len(timed)}",
-        f"{spent(timed):.0f} s",
-    ]
-    return f"| {' | '.join(cells)} |"
+def train_one(study: "Study", name: str, epochs: int, seed: int, pairs: Sequence[str], bar: tqdm) -> int:
+    """Train or go on with one run, its epochs counted by the bar. Returns an exit code."""
+    run = study.run(name, epochs, seed)
+    bar.set_description(run.name)
+    done = len(study.rows(name, epochs, seed))
+    bar.update(done)
+    if done == epochs:
+        return 0
+    new = [*schedule(epochs), *pairs, f"network={name}", f"seed={seed}", f"out={run}"]
+    with redirect_stdout(Epochs(bar)):
+        return train.main(["--resume", str(run)] if (run / "last.pt").exists() else new)
+
+
+class Epochs(TextIOBase):
+    """Takes the place of stdout in a training: the line of an epoch moves the bar, the rest is left out."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def write(self, text: str) -> int:
+        """Count the line if it is one of an epoch."""
+        if text.startswith("epoch "):
+            self.bar.update()
+        return len(text)
+
+
+class Study:
+    """What is recorded below a folder: about.yaml, and runs named KIND-EPOCHS-seedSEED.
+
+    UserError if nothing is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not (root / "about.yaml").exists():
+            raise UserError(f"{root}: no study is recorded there")
+        self.root = root
+        self.about: dict[str, Any] = yaml.safe_load((root / "about.yaml").read_text(encoding="utf-8"))
+
+    def run(self, name: str, epochs: int, seed: int) -> Path:
+        """The folder of a run, there or not."""
+        return self.root / f"{name}-{epochs}-seed{seed}"
+
+    def rows(self, name: str, epochs: int, seed: int) -> list[Row]:
+        """The metrics of a run, none if there are none."""
+        path = self.run(name, epochs, seed) / "metrics.csv"
+        return folder.read_metrics(path) if path.exists() else []
+
+    def ended(self, name: str) -> list[list[Row]]:
+        """The metrics of a kind's runs of full length, one for each seed that came to its end."""
+        epochs = self.about["epochs"]
+        seeds = range(len(list(self.root.glob(f"{name}-{epochs}-seed*"))))
+        return [rows for seed in seeds if len(rows := self.rows(name, epochs, seed)) == epochs]
+
+    def seconds(self, name: str) -> float:
+        """Mean seconds of training of the runs of full length."""
+        return statistics.mean(sum(row.seconds for row in rows) for rows in self.ended(name))
+
+    def timed_epochs(self, name: str) -> int:
+        """How many epochs of a kind come nearest to the seconds of the base, at least one."""
+        base = self.seconds(BASE if self.ended(BASE) else name)
+        return max(1, round(self.about["epochs"] * base / self.seconds(name)))
+
+    def scores(self, name: str) -> list[float]:
+        """Test accuracy (percent) after the last epoch, one for each seed."""
+        return [rows[-1].test_accuracy for rows in self.ended(name)]
+
+    def kinds(self) -> list[str]:
+        """Those of which a run has ended, in the order of model.STUDY."""
+        return [name for name in model.STUDY if self.ended(name)]
+
+    def table(self) -> str:
+        """A row for each kind, in Markdown."""
+        lines = [f"| {' | '.join([*HEADS, f'in the seconds of {BASE}'])} |", "|---" * 8 + "|"]
+        return "\n".join([*lines, *map(self.line, self.kinds())])
+
+    def line(self, name: str) -> str:
+        """The row of one kind."""
+        network, epochs = model.build(name), self.timed_epochs(name)
+        rate = self.about["train_images"] * self.about["epochs"] / self.seconds(name)
+        timed = self.rows(name, epochs, 0)
+        cells = [
+            f"`{name}`",
+            f"{model.count_parameters(network):,}",
+            f"{model.multiply_adds(network) / 1e6:.1f} million",
+            f"{model.receptive_field(network)} px",
+            f"{moved(network) / 1e6:.2f} MB",
+            f"{rate:,.0f}",
+            spread(self.scores(name)),
+            f"{timed[-1].test_accuracy:.2f}% ({epochs} epochs)" if len(timed) == epochs else "",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    def plots(self) -> dict[str, Figure]:
+        """Accuracy over multiply-adds and over seconds of training, a point a kind."""
+        names = self.kinds()
+        work = [model.multiply_adds(model.build(name)) / 1e6 for name in names]
+        seconds = [self.seconds(name) for name in names]
+        scores = [self.scores(name) for name in names]
+        title = f"{self.about['epochs']} epochs, {self.about['data']}"
+        return {
+            "multiply_adds": pictures.labelled(names, work, scores, "million multiply-adds an image", title),
+            "seconds": pictures.labelled(names, seconds, scores, "seconds of training", title),
+        }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in percent, and how many they are of."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}% (1 seed)"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}% ({len(values)} seeds)"
+
+
+def moved(network: nn.Module) -> int:
+    """Bytes that the layers read and write for one 3×32×32 image, forward, in bfloat16, weights left out."""
+    image = torch.zeros(1, 3, 32, 32)
+    with Moved() as counter, torch.no_grad():
+        network.eval()(image)
+    return 2 * counter.values
+
+
+class Moved(TorchDispatchMode):
+    """Counts the values of all tensors that operations read and write, but for weights and statistics."""
+
+    values = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Carry out and count."""
+        result = operation(*args, **(kwargs or {}))
+        if not operation.is_view:
+            self.values += sum(math.prod(tensor.shape) for tensor in images(tree_leaves((args, result))))
+        return result
+
+
+def images(values: Iterable[Any]) -> list[Tensor]:
+    """Those of the values that are a batch of one image, N×C×H×W with N = 1, and no weight."""
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
+    return [tensor for tensor in tensors if tensor.shape[0] == 1 and not isinstance(tensor, nn.Parameter)]
 
 
 if __name__ == "__main__":

@@ -167,11 +167,11 @@ def result(run: Path, seed: int) -> str:
 
 
 def study(plan: Plan) -> Iterator[str]:
-    """The variants one after another, each by the recipe of `s8`."""
+    """The kinds one after another, one seed."""
     yield "| network | last epoch | seconds |"
     yield "|---|---|---|"
-    for name in convolutions.variants():
-        if plan.train(f"study-{name}", "--config", "recipes/s8.yaml", f"network={name}", "small_epochs=0"):
+    for name in model.STUDY:
+        if plan.train(f"study-{name}", *convolutions.schedule(convolutions.EPOCHS), f"network={name}"):
             rows = folder.read_metrics(plan.runs / f"study-{name}" / "metrics.csv")
             yield f"| `{name}` | {rows[-1].test_accuracy:.2f}% | {sum(row.seconds for row in rows):.1f} |"
 

@@ -1,13 +1,14 @@
 """The pictures in a run folder, drawn from what is recorded there. Each function returns a figure."""
 
 import itertools
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from torch import Tensor
 
 from harness.metrics import Row
@@ -58,6 +59,26 @@ def over_seconds(runs: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def labelled(
+    names: Sequence[str], places: Sequence[float], scores: Sequence[Sequence[float]], along: str, title: str
+) -> Figure:
+    """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    means = [statistics.mean(values) for values in scores]
+    deviations = [statistics.stdev(values) if len(values) > 1 else 0 for values in scores]
+    axes.errorbar(places, means, deviations, fmt="o", color=COLOURS[0], ecolor="0.7", capsize=3)
+    for name, place, mean in zip(names, places, means, strict=True):
+        axes.annotate(name, (place, mean), (6, 3), textcoords="offset points", fontsize=9)
+    axes.margins(x=0.12)
+    axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

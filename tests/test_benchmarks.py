@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import model
-from benchmarks import candidates, convolutions, gpu, receptive_fields, throughput, time_to_accuracy
+from benchmarks import candidates, convolutions, gpu, kernels, receptive_fields, throughput, time_to_accuracy
 from harness import settings as configuration
 
 
-@pytest.mark.parametrize("name", ["s8", "s8-separable", "s8-strided", "accurate"])
+@pytest.mark.parametrize("name", ["s8", "s8-strided", "accurate", "separable", "gated", "dense-unpooled"])
 def test_a_central_output_depends_on_the_receptive_field_and_no_more(name):
     size = 96
     seen = receptive_fields.gradient(name, initialisations=2, images=2, size=size) > 0
@@ -25,35 +25,82 @@ def test_receptive_fields_are_drawn_and_unknown_networks_refused(tmp_path, capsy
         receptive_fields.main(["s9"])
 
 
-def test_study_of_convolutions_tables_draws_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(convolutions, "variants", lambda: ["s8-strided", "s8-pooled"])
-    monkeypatch.setattr(convolutions, "spent", lambda rows: 1.9 * len(rows))
-    folder = tmp_path / "study"
-    pairs = [pair for pair in arguments if not pair.startswith(("out=", "epochs="))]
-    call = [*pairs, "--epochs", "2", "--seconds", "6", "--out", str(folder)]
+def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(convolutions, "RECORDED", tmp_path / "study")
+    call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu"]
+    call += ["--only", "dense,separable", "--epochs", "3", "--seeds", "2", "--out", str(tmp_path / "study")]
+    seconds = {"dense": 2.0, "separable": 3.0}
+    monkeypatch.setattr(convolutions.Study, "seconds", lambda self, name: seconds[name])
     assert convolutions.main(call) == 0
-    table = (folder / "table.md").read_text()
-    assert (
-        "accuracy after 2 epochs | accuracy in 6 s" in table
-        and len(table.splitlines()) == 4
-        and (folder / "accuracy.png").exists()
+    table = (tmp_path / "study" / "table.md").read_text()
+    assert table in capsys.readouterr().out and len(table.splitlines()) == 4
+    study = convolutions.Study(tmp_path / "study")
+    runs = [f"dense-3-seed{seed}" for seed in (0, 1)] + ["separable-2-seed0"]
+    runs += [f"separable-3-seed{seed}" for seed in (0, 1)]
+    assert sorted(path.parent.name for path in study.root.glob("*/metrics.csv")) == runs
+    for name, epochs in (("dense", 3), ("separable", 2)):
+        scores = [study.rows(name, 3, seed)[-1].test_accuracy for seed in (0, 1)]
+        assert convolutions.spread(scores) in study.line(name) and "± " in convolutions.spread(scores)
+        timed = study.rows(name, epochs, 0)[-1].test_accuracy
+        assert study.line(name).endswith(f" {timed:.2f}% ({epochs} epochs) |")
+    settings = configuration.read((), study.run("separable", 2, 0) / "config.yaml")
+    assert (settings.epochs, settings.step_size, settings.gamma) == (2, 1, 0.1414)
+    assert {path.name for path in study.root.glob("*.png")} == {"multiply_adds.png", "seconds.png"}
+    monkeypatch.setattr(convolutions.train, "main", None)  # nothing is trained anew
+    assert convolutions.main(call) == convolutions.main(["--table"]) == 0
+    assert convolutions.main([*call, "--epochs", "4"]) == 2
+    assert "made with epochs 3, not 4" in capsys.readouterr().err
+
+
+def test_a_study_that_was_stopped_goes_on(pictures, tmp_path, monkeypatch):
+    call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu", "--only", "dense"]
+    call += ["--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
+    whole, calls = convolutions.train.main, []
+
+    def stopped(argv):
+        calls.append(argv)
+        return whole([*argv, "epochs=1"]) or 130
+
+    monkeypatch.setattr(convolutions.train, "main", stopped)
+    assert convolutions.main(call) == 130
+    monkeypatch.setattr(
+        convolutions.train, "main", lambda argv: calls.append(argv) or whole([*argv, "epochs=2"])
     )
-    for name, line in zip(convolutions.variants(), table.splitlines()[2:]):
-        equal, timed = (
-            convolutions.folder.read_metrics(folder / f"{name}-{epochs}" / "metrics.csv") for epochs in (2, 3)
-        )
-        assert line.startswith(f"| `{name}` | 194,480 |") and len(equal) == 2 and len(timed) == 3
-        assert line.endswith(f"| {equal[-1].test_accuracy:.2f}% | {timed[-1].test_accuracy:.2f}% | 3 | 6 s |")
-    capsys.readouterr()
-    kept = folder / "s8-pooled-2" / "metrics.csv"
-    rows = convolutions.folder.read_metrics(kept)
-    convolutions.folder.write_metrics(kept, [row._replace(test_accuracy=12.34) for row in rows])
-    assert convolutions.main(call) == 0  # everything is there: nothing is trained anew
-    assert "epoch  " not in capsys.readouterr().out
-    assert f"| 12.34% | {timed[-1].test_accuracy:.2f}% | 3 |" in (folder / "table.md").read_text()
-    with pytest.raises(SystemExit, match="2"):
-        convolutions.main([*call, "--epochs", "0"])
-    assert "epochs=0" in capsys.readouterr().err
+    assert convolutions.main(call) == 0
+    run = tmp_path / "dense-2-seed0"
+    assert calls[1] == ["--resume", str(run)] and len(calls) == 2
+    assert len(convolutions.folder.read_metrics(run / "metrics.csv")) == 2
+
+
+def test_what_layers_move_is_counted():
+    images = 32 * 32 * 3
+    layers = [torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.ReLU(), torch.nn.Flatten()]
+    assert convolutions.moved(torch.nn.Sequential(*layers)) == 2 * (images + 3 * 32 * 32 * 4)
+
+
+@pytest.mark.parametrize(
+    "name, counts",
+    [
+        ("dense", [72]),
+        ("dense-5x5", [200]),
+        ("asymmetric", [24, 24]),
+        ("grouped", [18, 8]),
+        ("separable", [9, 8]),
+        ("bottleneck", [8, 36, 4]),
+        ("inverted", [8, 9, 24]),
+        ("gated", [9, 8]),
+        ("pointwise", [8]),
+        ("dense-averaged", [4, 72]),
+        ("dense-residual", [72]),
+    ],
+)
+def test_drawings_show_as_many_pixels_as_a_kernel_has_weights(name, counts):
+    assert [int(kernels.reads(layer).sum()) for layer in kernels.steps(name)] == counts
+
+
+def test_every_kind_is_drawn(tmp_path):
+    assert kernels.main(["--out", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == set(model.STUDY)
 
 
 def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capfd):
@@ -80,6 +127,8 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         ),
         (lambda: throughput.main(["s9"]), "s9"),
         (lambda: convolutions.main(["lr=x"]), "lr"),
+        (lambda: convolutions.main(["--only", "dense,round"]), "--only round: choose from dense, "),
+        (lambda: convolutions.main(["--seeds", "0"]), "--seeds"),
     ):
         assert call() == 2
         error = capsys.readouterr().err
@@ -92,19 +141,18 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
     monkeypatch.setattr(throughput, "IMAGES", 40)
     for name, value in (("SEEDS", 1), ("MOST_SEEDS", 1), ("MEASURED", 0.01)):
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(convolutions, "variants", lambda: ["s8-strided"])
+    monkeypatch.setattr(convolutions, "EPOCHS", 1)
+    monkeypatch.setattr(model, "STUDY", {"dense": model.STUDY["dense"]})
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
     assert gpu.main([*asked, "--minutes", "3", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "first epoch: done" in report and "resumed: done" in report and "time for this part" not in report
     assert report.count("| off |") == 2 * len(model.NETWORKS)
-    assert (
-        len(re.findall(r"^\| 0 \| [\d.]+% \|", report, re.MULTILINE)) == 2 and "| `s8-strided` | " in report
-    )
+    assert len(re.findall(r"^\| 0 \| [\d.]+% \|", report, re.MULTILINE)) == 2 and "| `dense` | " in report
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
         names = archive.getnames()
-    for run in ("smoke", "fast-seed0", "accurate-seed0", "study-s8-strided"):
+    for run in ("smoke", "fast-seed0", "accurate-seed0", "study-dense"):
         assert {f"{run}.log", f"{run}/metrics.csv", f"{run}/config.yaml", f"{run}/best.pt"} <= set(names)
 
 

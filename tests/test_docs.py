@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import model
 
@@ -13,12 +14,23 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glo
 
 
 @pytest.mark.parametrize("name", model.NETWORKS)
-def test_the_readme_tells_the_truth_about_each_network(name):
+def test_the_pages_tell_the_truth_about_each_network(name):
     network = model.build(name)
     million = f"{model.multiply_adds(network) / 1e6:.1f} million"
     facts = f"| {model.count_parameters(network):,} | {million} | {model.receptive_field(network)} px |"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert any(line.startswith(f"| `{name}`") and facts in line for line in readme.splitlines())
+    page = ROOT / ("docs/convolutions.md" if name in model.STUDY else "README.md")
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(f"| `{name}`") and facts in line for line in lines)
+
+
+@pytest.mark.parametrize("name", model.STUDY)
+def test_the_page_has_a_drawing_and_the_right_numbers_of_each_kind(name):
+    page = (ROOT / "docs" / "convolutions.md").read_text(encoding="utf-8")
+    section = page.split(f"](convolutions/{name}.png)")[1].split("\n## ")[0]
+    width = model.STUDY[name].keywords["widths"][1]
+    layers = model.STUDY[name].keywords.get("kind", model.dense)(width, width)
+    count = sum(model.count_parameters(layer) for layer in layers if not isinstance(layer, nn.BatchNorm2d))
+    assert f"= {count:,}" in section
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -14,6 +14,37 @@ def test_every_network_is_small_and_gives_logits(name):
     assert model.multiply_adds(network) > 0 and model.receptive_field(network) > 1
 
 
+@pytest.mark.parametrize("name", model.STUDY)
+def test_networks_of_the_study_are_of_one_size(name):
+    assert 190_000 <= model.count_parameters(model.build(name)) < 200_000
+
+
+@pytest.mark.parametrize(
+    "name, sides",
+    [("dense", [16, 16, 8, 8, 4, 4]), ("dense-strided", [16, 16, 8, 8, 4, 4]), ("dense-unpooled", [16] * 6)],
+)
+def test_units_of_the_study_are_where_they_are_said_to_be(name, sides):
+    seen = []
+    network = model.build(name)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs.shape[2]))
+    network(torch.randn(2, 3, 32, 32))
+    assert seen == sides
+
+
+def test_residual_units_add_their_input():
+    units = [layer for layer in model.build("dense-residual") if isinstance(layer, model.Residual)]
+    assert [unit[0].in_channels for unit in units] == [48, 48, 64, 72]
+
+
+def test_a_gate_lets_through_what_its_sigmoid_says():
+    gate = model.Gate(4, 6)
+    images = torch.randn(2, 4, 3, 3)
+    nn.init.zeros_(gate.gate.weight)
+    assert torch.allclose(gate(images), gate.value(images) / 2)
+
+
 def test_s8_is_the_table_it_began_with(capsys):
     units = [
         (16, 32, 432),
