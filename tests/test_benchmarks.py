@@ -192,6 +192,16 @@ def test_weights_used_twice_are_the_same_weights_with_norms_of_their_own():
     assert len(twice.norms) == 2 and twice.norms[0][0] is not twice.norms[1][0]
 
 
+def test_a_separable_block_overwrites_nothing_a_gradient_needs():
+    block, images = candidates.Separable(4, 6, stride=2).double(), torch.randn(2, 4, 8, 8).double()
+    assert torch.autograd.gradcheck(block, (images.requires_grad_(),))
+    first, second = (
+        torch.nn.functional.conv2d(images, block.first[0].weight, stride=2, padding=1, groups=4),
+        block.first[0](images),
+    )
+    assert torch.allclose(first, second)
+
+
 def test_candidates_are_trained_gone_on_with_and_listed(known, pictures, tmp_path, capsys):
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
     call += ["--only", "gates,deep", "--out", str(tmp_path)]
