@@ -65,18 +65,30 @@ def over_seconds(runs: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
 def labelled(
     names: Sequence[str], places: Sequence[float], scores: Sequence[Sequence[float]], along: str, title: str
 ) -> Figure:
-    """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way.
+
+    A point more than six percent points below the best is drawn at the lower edge.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     means = [statistics.mean(values) for values in scores]
     deviations = [statistics.stdev(values) if len(values) > 1 else 0 for values in scores]
-    axes.errorbar(places, means, deviations, fmt="o", color=COLOURS[0], ecolor="0.7", capsize=3)
-    for name, place, mean in zip(names, places, means, strict=True):
-        axes.annotate(name, (place, mean), (6, 3), textcoords="offset points", fontsize=9)
-    axes.margins(x=0.12)
+    shown = [max(mean, max(means) - 6) for mean in means]
+    axes.errorbar(places, shown, deviations, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
+    order = sorted(range(len(names)), key=lambda number: (shown[number], -places[number]))
+    for rank, number in enumerate(order):  # the labels in a column of their own, so that none hides another
+        below = f" (lower: {means[number]:.1f}%)" if shown[number] > means[number] else ""
+        axes.annotate(
+            names[number] + below,
+            (places[number], shown[number]),
+            (1.05, (rank + 0.5) / len(names)),
+            textcoords="axes fraction",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+        )
     axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

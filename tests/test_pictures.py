@@ -53,3 +53,9 @@ def test_curves_mark_where_the_learning_rate_falls():
     figure = pictures.curves(rows, ABOUT)
     assert figure.get_suptitle() == "53.00% test accuracy after the last epoch, on somewhere"
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[2.5, 2.5], [1, 2, 3], [1, 2, 3]]
+
+
+def test_a_point_far_below_the_others_is_drawn_at_the_edge_and_says_so():
+    figure = pictures.labelled(["a", "b"], [1, 2], [[80, 82], [60]], "seconds", "title")
+    texts = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert texts == {"a": (1, 81), "b (lower: 60.0%)": (2, 75)}
