@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import model
-from benchmarks import candidates, convolutions, gpu, kernels, receptive_fields, throughput, time_to_accuracy
+from benchmarks import (
+    candidates,
+    convolutions,
+    filters,
+    gpu,
+    kernels,
+    receptive_fields,
+    throughput,
+    time_to_accuracy,
+)
 from harness import settings as configuration
 
 
@@ -101,6 +110,18 @@ def test_drawings_show_as_many_pixels_as_a_kernel_has_weights(name, counts):
 def test_every_kind_is_drawn(tmp_path):
     assert kernels.main(["--out", str(tmp_path)]) == 0
     assert {path.stem for path in tmp_path.iterdir()} == set(model.STUDY)
+
+
+def test_first_filters_are_drawn_each_at_its_own_scale(finished, tmp_path, capsys):
+    weights = torch.zeros(2, 3, 2, 2)
+    weights[0, 0], weights[1, :, 0] = 0.1, -5
+    picture = filters.tiled(weights)
+    assert picture.shape == (3, 4, 7) and picture[:, 1, 1].tolist() == [1, 0.5, 0.5]
+    assert picture[:, 1, 4].tolist() == [0, 0, 0] and picture[:, 2, 4].tolist() == [0.5] * 3
+    assert filters.main([str(finished / "last.pt")] * 2 + ["--out", str(tmp_path / "seen.png")]) == 0
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    assert filters.main([str(finished / "metrics.csv")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capfd):
