@@ -50,9 +50,8 @@ def first_filters(path: Path) -> Tensor:
 
 def tiled(filters: Tensor) -> Tensor:
     """One picture of all filters (3×H×W, 0 to 1), each from -1 to 1 times its largest weight."""
-    return make_grid(
-        0.5 + filters / (2 * filters.abs().amax((1, 2, 3), keepdim=True)), COLUMNS, 1, pad_value=1
-    )
+    scaled = 0.5 + filters / (2 * filters.abs().amax((1, 2, 3), keepdim=True))
+    return make_grid(scaled, COLUMNS, padding=1, pad_value=1)
 
 
 if __name__ == "__main__":
