@@ -250,9 +250,8 @@ class Moved(TorchDispatchMode):
 
 
 def images(values: Iterable[Any]) -> list[Tensor]:
-    """Those of the values that are a batch of one image, N×C×H×W with N = 1, and no weight."""
-    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
-    return [tensor for tensor in tensors if tensor.shape[0] == 1 and not isinstance(tensor, nn.Parameter)]
+    """Those of the values that are a batch of one image, 1×C×H×W; weights are of more outputs than one."""
+    return [value for value in values if isinstance(value, Tensor) and value.ndim == 4 and len(value) == 1]
 
 
 if __name__ == "__main__":
