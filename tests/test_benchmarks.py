@@ -107,7 +107,8 @@ def test_drawings_show_as_many_pixels_as_a_kernel_has_weights(name, counts):
     assert [int(kernels.reads(layer).sum()) for layer in kernels.steps(name)] == counts
 
 
-def test_every_kind_is_drawn(tmp_path):
+def test_kinds_are_drawn_each_to_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "STUDY", {name: model.STUDY[name] for name in ("dense-residual", "gated")})
     assert kernels.main(["--out", str(tmp_path)]) == 0
     assert {path.stem for path in tmp_path.iterdir()} == set(model.STUDY)
 
@@ -164,6 +165,7 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(convolutions, "EPOCHS", 1)
     monkeypatch.setattr(model, "STUDY", {"dense": model.STUDY["dense"]})
+    monkeypatch.setattr(model, "NETWORKS", {name: model.NETWORKS[name] for name in ("fast", "dense")})
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
     assert gpu.main([*asked, "--minutes", "3", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
