@@ -80,40 +80,25 @@ def normalised(*layers: nn.Module) -> list[nn.Module]:
 
 def unit(inputs: int, outputs: int, *pooling: nn.Module) -> list[nn.Module]:
     """A 3×3 convolution, pooling if any, BatchNorm and SiLU, as a list."""
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return [convolution, *pooling, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True)]
+    first, *rest = normalised(convolution(inputs, outputs))
+    return [first, *pooling, *rest]
 
 
-def s8(
-    classes: int,
-    dropout: float,
-    down: str = "dilation",
-    groups: int = 1,
-    separable: bool = False,
-    bottlenecks: bool = True,
-) -> Network:
+def s8(classes: int, dropout: float, down: str = "dilation") -> Network:
     """What this project started from, 12 units of convolution, ReLU, BatchNorm, dropout; and its variants.
 
     `down` is how resolution falls twice. By "dilation" without padding, from 32 to 28 to 24 pixels: the
     original, whose table gives the sizes but not the dilation. Here it is 2, so that no tap of the
     kernel ever reads a border of zeros; dilation 3 with padding 1 would give the same sizes. By
-    "stride" or "pooling", from 32 to 16 to 8. `groups` are those of every 3×3 convolution but the
-    first. `separable` splits each of them into a depthwise 3×3 and a 1×1. `bottlenecks` says whether
-    there are 1×1 units that halve the channels.
+    "stride" or "pooling", from 32 to 16 to 8.
     """
     ways = {"dilation": dict(dilation=2), "stride": dict(stride=2, padding=1), "pooling": dict(padding=1)}
     layers: list[nn.Module] = []
     inputs = 3
     for number, outputs in enumerate([16, 16, 32, 32, 64, 32, 32, 32, 64, 64, 128, 64], 1):
         kernel, falls = 1 if number in (6, 12) else 3, number in (3, 9)
-        if kernel == 1 and not bottlenecks:
-            continue
         options = ways[down] if falls else dict(padding=kernel // 2)
-        if separable and kernel == 3 and layers:
-            layers.append(nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False, **options))
-            kernel, options = 1, {}
-        split = groups if kernel == 3 and layers else 1
-        layers.append(nn.Conv2d(inputs, outputs, kernel, groups=split, bias=False, **options))
+        layers.append(nn.Conv2d(inputs, outputs, kernel, bias=False, **options))
         layers += [nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
         if falls and down == "pooling":
             layers.append(nn.MaxPool2d(2))
@@ -178,7 +163,7 @@ def asymmetric(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def grouped(inputs: int, outputs: int) -> list[nn.Module]:
-    """3×3 in four groups, then 1×1 to mix them, after Xie et al., "Aggregated Transformations" (2017)."""
+    """3×3 in four groups, then 1×1, after Xie et al., "Aggregated Residual Transformations" (2017)."""
     return [convolution(inputs, outputs, groups=4), convolution(outputs, outputs, 1)]
 
 

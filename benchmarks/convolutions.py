@@ -227,7 +227,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def moved(network: nn.Module) -> int:
-    """Bytes that the layers read and write for one 3×32×32 image, forward, in bfloat16, weights left out."""
+    """Bytes that the layers read and write for one 3×32×32 image, forward, in bfloat16, without weights."""
     image = torch.zeros(1, 3, 32, 32)
     with Moved() as counter, torch.no_grad():
         network.eval()(image)
