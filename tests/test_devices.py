@@ -1,3 +1,4 @@
+import platform
 import signal
 import sys
 import threading
@@ -149,3 +150,16 @@ def test_signals_are_given_back_after_the_block():
         signal.raise_signal(signal.SIGTERM)
         assert stop.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose malloc is asked")
+def test_freed_memory_is_kept_for_the_next_step():
+    import resource
+
+    devices.pick("cpu")
+    faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+    for _ in range(3):
+        step = [torch.ones(7_000_000) for _ in range(4)]  # 27 MiB each
+        del step
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert faults[3] - faults[1] < 100
