@@ -331,10 +331,8 @@ def ready(saved: dict[str, Any]) -> nn.Sequential:
     network = build(saved["network"], len(saved["classes"]))
     give(network, saved["weights"])
     normalise = nn.BatchNorm2d(3, eps=0, affine=False)  # in eval mode just (x - mean) / deviation
-    normalise.running_mean, normalise.running_var = (
-        torch.tensor(saved["mean"]),
-        torch.tensor(saved["std"]).square(),
-    )
+    normalise.running_mean = torch.tensor(saved["mean"])
+    normalise.running_var = torch.tensor(saved["std"]).square()
     trained = nn.Sequential(normalise, network).eval()
     trained.classes = saved["classes"]
     return trained
@@ -399,10 +397,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'network':<18}{'parameters':>12}{'multiply-adds':>16}{'receptive field':>18}")
     for name in NETWORKS:
         network = build(name)
-        sizes = (
-            f"{count_parameters(network):>12,}{multiply_adds(network):>16,}{receptive_field(network):>15} px"
-        )
-        print(f"{name:<18}{sizes}")
+        sizes = f"{count_parameters(network):>12,}{multiply_adds(network):>16,}"
+        print(f"{name:<18}{sizes}{receptive_field(network):>15} px")
     return 0
 
 

@@ -76,9 +76,8 @@ def ranks() -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend, timeout=datetime.timedelta(days=7)
-    )  # the first rank may have to fetch the data
+    patience = datetime.timedelta(days=7)  # the first rank may have to fetch the data
+    dist.init_process_group(backend, timeout=patience)
     with contextlib.ExitStack() as stack:
         stack.callback(leave)
         if rank() > 0:

@@ -59,8 +59,6 @@ def one_line_errors(*mistakes: type[Exception]) -> Iterator[Outcome]:
             raise
         message, outcome.code = "another rank is gone; its own error tells why", 1
         time.sleep(5)
-    if not first:
-        time.sleep(
-            5
-        )  # if the first rank has failed too, torchrun ends this one before it says the same again
+    if not first:  # if the first rank has failed too, torchrun ends this one before it says the same again
+        time.sleep(5)
     print(message, file=sys.stderr)

@@ -69,10 +69,8 @@ def soak(settings, folder, kills, chance):
     while True:
         resumable = (run / "last.pt").exists()
         resumes += resumable
-        if not resumable:
-            shutil.rmtree(
-                run, ignore_errors=True
-            )  # killed between making the folder and the first checkpoint
+        if not resumable:  # killed between making the folder and the first checkpoint
+            shutil.rmtree(run, ignore_errors=True)
         process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]))
         if sum(sent.values()) == kills:
             break

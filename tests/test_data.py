@@ -295,9 +295,8 @@ def test_command_line_prints_what_is_there(pictures, capsys):
 def test_held_out_images_are_even_over_the_classes_and_never_trained_on(monkeypatch, count, seed):
     total, classes = 5000, 10
     numbers = torch.arange(total)
-    coded = torch.stack([numbers // 100, numbers % 100, numbers * 0], 1).to(
-        torch.uint8
-    )  # each picture says its number
+    # Each picture says its number.
+    coded = torch.stack([numbers // 100, numbers % 100, numbers * 0], 1).to(torch.uint8)
     images = coded[:, :, None, None].expand(total, 3, 8, 8).contiguous()
     source = (
         "numbers",

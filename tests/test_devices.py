@@ -34,9 +34,8 @@ def gradients(rank, world, address, pairs, path):
     if world > 1:
         del training
         devices.leave()
-        threads = [
-            Path(task, "comm").read_text() for task in Path("/proc/self/task").glob("*")
-        ]  # empty where there is no /proc
+        tasks = Path("/proc/self/task").glob("*")  # none where there is no /proc
+        threads = [Path(task, "comm").read_text() for task in tasks]
         assert not any("gloo" in name for name in threads), threads
 
 

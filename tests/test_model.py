@@ -150,9 +150,8 @@ def test_command_line(capsys):
 
 def test_whitened_outputs_are_uncorrelated_with_unit_variance():
     torch.manual_seed(0)
-    smooth = (
-        nn.functional.avg_pool2d(torch.randn(500, 3, 34, 34), 3, stride=1) * 3
-    )  # neighbours alike, as in photographs
+    # Neighbours are alike, as in photographs.
+    smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 34, 34), 3, stride=1) * 3
     network = model.build("fast")
     model.whiten(network, smooth)
     layer = network[0]

@@ -13,13 +13,11 @@ def run_of(**changes):
 
 def test_time_left_knows_that_small_images_are_quicker():
     asked = run_of(epochs=10, small_epochs=4, small_size=16)
-    assert report.seconds_left(asked, [2.0], 0.5) == pytest.approx(
-        3 * 2 + 6 * 8 + 9 * 0.5
-    )  # four times the pixels
+    in_proportion = 3 * 2 + 6 * 8 + 9 * 0.5  # full images have four times the pixels
+    assert report.seconds_left(asked, [2.0], 0.5) == pytest.approx(in_proportion)
     assert report.seconds_left(asked, [2.0, 4.0, 3.0, 3.0], 0.5) == pytest.approx(6 * 12 + 6 * 0.5)
-    assert report.seconds_left(asked, [3.0] * 4 + [10.0, 8.0], 1) == pytest.approx(
-        4 * 9 + 4
-    )  # measured, not inferred
+    measured = 4 * 9 + 4
+    assert report.seconds_left(asked, [3.0] * 4 + [10.0, 8.0], 1) == pytest.approx(measured)
     assert report.seconds_left(asked, [3.0] * 10, 1) == 0
     assert report.seconds_left(run_of(epochs=3, small_epochs=9), [2.0], 0) == 4
     assert report.seconds_left(run_of(epochs=3, small_epochs=0), [2.0], 1) == 6
