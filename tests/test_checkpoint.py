@@ -30,9 +30,8 @@ def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished
     checkpoint.start_from(training, tmp_path / "others.pt")
     assert "all but the last layer, for 3 other classes than its 3" in capsys.readouterr().out
     for network in (training.network, training.average.module):
-        assert torch.equal(network[-1].weight, own) and torch.equal(
-            network[2].weight, saved["weights"]["2.weight"]
-        )
+        assert torch.equal(network[-1].weight, own)
+        assert torch.equal(network[2].weight, saved["weights"]["2.weight"])
 
 
 @pytest.mark.parametrize(

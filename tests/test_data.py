@@ -140,19 +140,15 @@ def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pic
     assert torch.allclose(torch.tensor(found.about.mean), pixels.mean((0, 2, 3)).float())
     assert torch.allclose(torch.tensor(found.about.std), pixels.std((0, 2, 3), correction=0).float())
     images, _ = next(Loader(found.train, found.about, 100).epoch())
-    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5) and torch.allclose(
-        images.std((0, 2, 3)), torch.ones(3), atol=1e-3
-    )
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
 
 
 def test_shrunk_images_keep_their_brightness_and_labels():
     split = gradient_split(5)
     small = data.shrink(split, 24)
-    assert (
-        small.images.shape == (5, 3, 24, 24)
-        and small.images.dtype == torch.uint8
-        and torch.equal(small.labels, split.labels)
-    )
+    assert small.images.shape == (5, 3, 24, 24) and small.images.dtype == torch.uint8
+    assert torch.equal(small.labels, split.labels)
     assert torch.allclose(small.images.float().mean(), split.images.float().mean(), atol=1)
     images, _ = next(loader(small, 5, crop=2).epoch())
     assert images.shape == (5, 3, 24, 24)
@@ -178,11 +174,8 @@ def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
     decoded = []
     monkeypatch.setattr(data, "decode", lambda path, decode=data.decode: decoded.append(path) or decode(path))
     first = data.load("folder", copy)
-    assert (
-        first.about.classes == CLASSES
-        and first.train.labels.bincount().tolist() == [7, 7, 7]
-        and len(decoded) == 33
-    )
+    assert first.about.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7]
+    assert len(decoded) == 33
     assert same(first, data.load("folder", copy)) and len(decoded) == 33
     os.utime(copy / "train" / "cat" / "3.png", ns=(1, 1))
     data.load("folder", copy)
@@ -275,10 +268,8 @@ def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
     assert data.main(["cifar10", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert (
-        all(words in error for words in ("cifar-10-python.tar.gz", "dataset=folder", "dataset=synthetic"))
-        and len(error.splitlines()) == 1
-    )
+    assert len(error.splitlines()) == 1
+    assert all(words in error for words in ("cifar-10-python.tar.gz", "dataset=folder", "dataset=synthetic"))
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.parent.mkdir()
     batch.write_bytes(b"torn")
@@ -298,17 +289,12 @@ def test_held_out_images_are_even_over_the_classes_and_never_trained_on(monkeypa
     # Each picture says its number.
     coded = torch.stack([numbers // 100, numbers % 100, numbers * 0], 1).to(torch.uint8)
     images = coded[:, :, None, None].expand(total, 3, 8, 8).contiguous()
-    source = (
-        "numbers",
-        list("0123456789"),
-        Split(images, numbers % classes),
-        Split(images[:20], numbers[:20] % classes),
-    )
+    split = Split(images, numbers % classes)
+    source = ("numbers", list("0123456789"), split, Split(*(part[:20] for part in split)))
     monkeypatch.setitem(data.SOURCES, "synthetic", lambda root: source)
     about, train, held = data.load("synthetic", "unused", count, seed)
-    number = [
-        (split.images[:, 0, 0, 0].long() * 100 + split.images[:, 1, 0, 0]).tolist() for split in (train, held)
-    ]
+    corners = (split.images[:, :2, 0, 0].long() for split in (train, held))
+    number = [(hundreds * 100 + units).tolist() for hundreds, units in (corner.T for corner in corners)]
     assert sorted(number[0] + number[1]) == list(range(total)) and len(number[1]) == count
     for split in (train, held):
         counts = split.labels.bincount(minlength=classes)
@@ -339,7 +325,5 @@ def test_a_kept_copy_that_cannot_be_written_is_only_noted(copy, monkeypatch, cap
 
     monkeypatch.setattr(data.torch, "save", full)
     assert len(data.load("folder", copy).train.labels) == 21
-    assert "No space left" in capsys.readouterr().out and sorted(path.name for path in copy.iterdir()) == [
-        "test",
-        "train",
-    ]
+    assert "No space left" in capsys.readouterr().out
+    assert sorted(path.name for path in copy.iterdir()) == ["test", "train"]

@@ -96,9 +96,8 @@ def test_global_pooling_is_the_mean_and_keeps_the_order_of_its_gradient(dtype):
     means = model.AdaptiveAvgPool2d()(images)
     assert torch.allclose(means, images.mean((2, 3), keepdim=True), atol=0.01)
     (gradient,) = torch.autograd.grad(means.sum(), images)
-    assert gradient.is_contiguous(memory_format=torch.channels_last) and torch.allclose(
-        gradient, torch.full_like(gradient, 1 / 30)
-    )
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(gradient, torch.full_like(gradient, 1 / 30))
 
 
 def test_too_large_a_network_is_refused():

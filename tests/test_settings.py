@@ -24,16 +24,10 @@ def test_precedence_is_command_line_then_file_then_defaults(tmp_path):
 
 
 def test_values_take_the_declared_types(tmp_path):
-    found = settings.read(
-        ["step_size=4"], file(tmp_path, "lr: 1e-3\nnesterov: no\nseed: 010\ndata_dir: 2024-01-01\n")
-    )
-    assert (found.lr, found.nesterov, found.seed, found.data_dir, found.step_size) == (
-        0.001,
-        False,
-        10,
-        "2024-01-01",
-        4,
-    )
+    text = "lr: 1e-3\nnesterov: no\nseed: 010\ndata_dir: 2024-01-01\n"
+    found = settings.read(["step_size=4"], file(tmp_path, text))
+    assert (found.lr, found.nesterov, found.seed) == (0.001, False, 10)
+    assert (found.data_dir, found.step_size) == ("2024-01-01", 4)
     assert settings.read(["step_size="]).step_size is None
 
 
@@ -58,10 +52,8 @@ def test_every_setting_has_a_default_and_one_line_that_explains_it():
 def test_each_recipe_names_its_network_and_only_what_differs(recipe):
     found, default = settings.read(config=recipe), settings.read()
     assert found.network == recipe.stem and model.build(found.network)
-    assert all(
-        getattr(found, name) != getattr(default, name)
-        for name in yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    )
+    for name in yaml.safe_load(recipe.read_text(encoding="utf-8")):
+        assert getattr(found, name) != getattr(default, name), name
 
 
 @pytest.mark.parametrize(
@@ -144,11 +136,8 @@ def test_a_setting_that_is_gone_is_read_where_it_had_no_effect(tmp_path):
 
 def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished):
     weights = f"weights={finished / 'best.pt'}"
-    assert (
-        settings.parse([weights], "")[0].network
-        == settings.parse([weights, "network=fast"], "")[0].network
-        == "fast"
-    )
+    for asked in ([weights], [weights, "network=fast"]):
+        assert settings.parse(asked, "")[0].network == "fast"
     with pytest.raises(UserError, match="holds fast, not s8"):
         settings.parse([weights, "network=s8"], "")
 
