@@ -8,7 +8,6 @@ Each has 30 epochs and the same settings, so that what differs is the design. Ca
 where it was stopped. The runs are left in --out, to be looked at with the test images out of sight.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 import model
 import train
 from harness import folder
-from harness.errors import UserError, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
 from model import AdaptiveAvgPool2d, Network
 
 RECORDED = Path(__file__).resolve().parent.parent / "results" / "candidates"
@@ -189,16 +188,14 @@ CANDIDATES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Train the designs, or print the table of those recorded."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--only", default=",".join(CANDIDATES), metavar="NAMES")
     parser.add_argument("--out", type=Path, default=Path("runs/candidates"))
     parser.add_argument("--table", action="store_true", help="print what is recorded, and train nothing")
-    arguments = parser.parse_intermixed_args(argv)
-    model.NETWORKS.update(CANDIDATES)
     with one_line_errors() as outcome:
+        arguments = parser.parse_intermixed_args(argv)
+        model.NETWORKS.update(CANDIDATES)
         names = arguments.only.split(",")
         if unknown := [name for name in names if name not in CANDIDATES]:
             raise UserError(f"--only {unknown[0]}: choose from {', '.join(CANDIDATES)}")

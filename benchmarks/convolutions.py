@@ -10,7 +10,6 @@ fiftieth. Images are of full size throughout. Called again with the same --out, 
 stopped. Leaves there the run folders, about.yaml, table.md and two plots.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -34,7 +33,7 @@ import model
 import train
 from harness import devices, folder, pictures
 from harness import settings as configuration
-from harness.errors import UserError, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
 from harness.metrics import Row
 
 RECORDED = Path(__file__).resolve().parent.parent / "results" / "convolutions"
@@ -44,17 +43,15 @@ HEADS = ["kind", "parameters", "multiply-adds", "receptive field", "moved", "ima
 
 def main(argv: list[str] | None = None) -> int:
     """Train what is missing, then tabulate and draw; or only tabulate what is recorded."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--only", default=",".join(model.STUDY), metavar="KINDS")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("runs/convolutions"))
     parser.add_argument("--table", action="store_true", help="print what is recorded, and train nothing")
-    arguments = parser.parse_intermixed_args(argv)
     with one_line_errors(data.DataError) as outcome:
+        arguments = parser.parse_intermixed_args(argv)
         kinds = arguments.only.split(",")
         if unknown := [name for name in kinds if name not in model.STUDY]:
             raise UserError(f"--only {unknown[0]}: choose from {', '.join(model.STUDY)}")

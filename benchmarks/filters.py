@@ -6,7 +6,6 @@ Each filter is drawn as the small picture it answers to most, stretched to the f
 where it does not care, red where it wants red and no green and blue.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,20 +15,18 @@ from torchvision.utils import make_grid
 
 import model
 from harness import checkpoint, folder
-from harness.errors import one_line_errors
+from harness.errors import Parser, one_line_errors
 
 COLUMNS = 12
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draw those of the files named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, default=Path("filters.png"))
-    arguments = parser.parse_args(argv)
     with one_line_errors(model.NetworkError) as outcome:
+        arguments = parser.parse_args(argv)
         figure = Figure(figsize=(4.2 * len(arguments.files), 2.4), layout="constrained")
         panels = figure.subplots(1, len(arguments.files), squeeze=False)[0]
         for axes, path in zip(panels, arguments.files, strict=True):

@@ -10,7 +10,6 @@ part: report.md, and runs.tar.gz with the run folders. Settings given as name=va
 training. Without a GPU it runs on the CPU: try it there with epochs=1.
 """
 
-import argparse
 import subprocess
 import sys
 import tarfile
@@ -24,7 +23,7 @@ import model
 from benchmarks import convolutions, throughput, time_to_accuracy
 from harness import devices, folder
 from harness import settings as configuration
-from harness.errors import one_line_errors
+from harness.errors import Parser, one_line_errors
 from train import Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,14 +77,12 @@ class Plan:
 
 def main(argv: list[str] | None = None) -> int:
     """Do the parts in order."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    arguments = parser.parse_intermixed_args(argv)
     with one_line_errors() as outcome:
+        arguments = parser.parse_intermixed_args(argv)
         describe(arguments.settings)  # a mistake is told before anything is made
         runs = Path("runs", f"gpu-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
         runs.mkdir(parents=True)

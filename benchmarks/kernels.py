@@ -7,7 +7,6 @@ value, that of the third channel in the middle, with respect to it is not zero. 
 the value to the right of it looks at: with stride 2 it is two pixels away.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 import model
 from harness import folder, pictures
+from harness.errors import Parser, one_line_errors
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "convolutions"
 CHANNELS, DRAWN, SIZE = 8, 8, 9  # channels a kind gets, channels and pixels that are drawn
@@ -26,16 +26,15 @@ CHANNELS, DRAWN, SIZE = 8, 8, 9  # channels a kind gets, channels and pixels tha
 
 def main(argv: list[str] | None = None) -> int:
     """Draw all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
-    out = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
-    for name in model.STUDY:
-        folder.write_picture(out / f"{name}.png", drawing(steps(name)))
-    print(f"drawn to {out}")
-    return 0
+    with one_line_errors() as outcome:
+        out = parser.parse_args(argv).out
+        out.mkdir(parents=True, exist_ok=True)
+        for name in model.STUDY:
+            folder.write_picture(out / f"{name}.png", drawing(steps(name)))
+        print(f"drawn to {out}")
+    return outcome.code
 
 
 def steps(name: str) -> list[nn.Module]:

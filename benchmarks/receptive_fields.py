@@ -9,9 +9,9 @@ initialisations, after Luo et al., "Understanding the Effective Receptive Field 
 Neural Networks" (2016). The square is the receptive field that the layers' sizes allow.
 """
 
-import argparse
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import model
 from harness import folder
+from harness.errors import Parser, one_line_errors
 
 TITLE = (
     "which pixels one central output depends on (square root of the gradient's size; "
@@ -31,16 +32,18 @@ TITLE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the networks named, or all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(model.NETWORKS)}")
-    parser.add_argument("--out", default="receptive_fields.png")
-    arguments = parser.parse_args(argv)
-    names = arguments.networks or list(model.NETWORKS)
-    if unknown := set(names) - set(model.NETWORKS):
-        known = ", ".join(model.NETWORKS)
-        parser.error(f"unknown network {', '.join(sorted(unknown))}: choose from {known}")
+    parser.add_argument("--out", type=Path, default=Path("receptive_fields.png"))
+    with one_line_errors(model.NetworkError) as outcome:
+        arguments = parser.parse_args(argv)
+        folder.write_picture(arguments.out, drawing(arguments.networks or list(model.NETWORKS)))
+        print(f"drawn to {arguments.out}")
+    return outcome.code
+
+
+def drawing(names: Sequence[str]) -> Figure:
+    """Networks side by side. NetworkError for a name of none."""
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.9 * columns, 3.2 * rows + 0.4), layout="constrained")
@@ -50,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         axes.axis("off")
     for axes, name in zip(panels, names):
         draw(axes, name)
-    folder.write_picture(Path(arguments.out), figure)
-    print(f"drawn to {arguments.out}")
-    return 0
+    return figure
 
 
 def draw(axes: Axes, name: str) -> None:

@@ -10,7 +10,6 @@ backward, each at its own shape: the limit. The images are random; what is measu
 them. Medians of several rounds, in which the parts take turns, so that a noisy machine hits all alike.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ import data
 import model
 from harness import devices
 from harness import settings as configuration
-from harness.errors import one_line_errors
+from harness.errors import Parser, one_line_errors
 from train import Training, each_batch
 
 IMAGES, ROUNDS = 20_000, 3
@@ -36,14 +35,12 @@ Work = Callable[[], Iterator[int]]  # yields numbers of images done
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table for the networks named, or for all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("words", nargs="*", metavar="network | name=value")
-    words = parser.parse_args(argv).words
-    pairs = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word] or list(model.NETWORKS)
     with one_line_errors() as outcome:
+        words = parser.parse_args(argv).words
+        pairs = [word for word in words if "=" in word]
+        names = [word for word in words if "=" not in word] or list(model.NETWORKS)
         chosen = [configuration.read([*pairs, f"network={name}", "small_epochs=0"]) for name in names]
         dataset = random_images()
         peer = DataLoader(Pictures(dataset.train), batch_size=128, shuffle=True, num_workers=2)

@@ -12,7 +12,6 @@ are given as a ratio to those of the last of them. Settings before --each hold f
 The seconds are those of training in metrics.csv. What the whole command took is told beside them.
 """
 
-import argparse
 import itertools
 import os
 import shlex
@@ -24,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import folder
+from harness.errors import Parser, one_line_errors
 
 GOALS = (80, 85, 90)  # percent
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -32,33 +32,38 @@ Reached = tuple[float, int] | None  # seconds and epochs of training, if the goa
 
 def main(argv: list[str] | None = None) -> int:
     """Train with each seed unless runs are given, then print what each configuration took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--each", nargs="+", default=[""], metavar="TEXT")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", metavar="RUN", type=Path)
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.runs:
-        report(arguments.runs)
-        return 0
+    with one_line_errors() as outcome:
+        arguments = parser.parse_intermixed_args(argv)
+        if arguments.runs:
+            report(arguments.runs)
+        else:
+            outcome.code = take_turns(arguments.each, arguments.seeds, arguments.settings)
+    return outcome.code
+
+
+def take_turns(each: Sequence[str], seeds: int, pairs: Sequence[str]) -> int:
+    """Train each configuration with each seed, then report and compare. Returns an exit code."""
     stem = f"runs/time-{time.strftime('%Y%m%d-%H%M%S')}"
-    runs: list[list[Path]] = [[] for _ in arguments.each]
-    whole: list[list[float]] = [[] for _ in arguments.each]
-    for seed, (number, text) in itertools.product(range(arguments.seeds), enumerate(arguments.each)):
+    runs: list[list[Path]] = [[] for _ in each]
+    whole: list[list[float]] = [[] for _ in each]
+    for seed, (number, text) in itertools.product(range(seeds), enumerate(each)):
         runs[number].append(Path(f"{stem}-{number + 1}-seed{seed}"))
-        command = [*command_of(text), *arguments.settings, f"seed={seed}", f"out={runs[number][-1]}"]
+        command = [*command_of(text), *pairs, f"seed={seed}", f"out={runs[number][-1]}"]
         began = time.perf_counter()
         if code := subprocess.run(command).returncode:
             return code
         whole[number].append(time.perf_counter() - began)
-    for text, folders, seconds in zip(arguments.each, runs, whole, strict=True):
+    for text, folders, seconds in zip(each, runs, whole, strict=True):
         print(f"\n{text or 'config.yaml'}")
         report(folders)
         print(f"the whole command took {spread(seconds)} s")
-    for text, folders in zip(arguments.each[:-1], runs):
-        compare(text, folders, arguments.each[-1], runs[-1])
+    for text, folders in zip(each[:-1], runs):
+        compare(text, folders, each[-1], runs[-1])
     return 0
 
 

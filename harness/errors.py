@@ -1,10 +1,12 @@
 """What goes wrong, told in one line and an exit code."""
 
+import argparse
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -22,6 +24,17 @@ class Stopped(Exception):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows a script's docstring as it stands, and whose errors are one line: UserError."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message}; --help shows how to call it")
 
 
 @dataclass

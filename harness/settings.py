@@ -3,7 +3,6 @@
 Precedence: command line, then --config, then config.yaml beside train.py, the only place for defaults.
 """
 
-import argparse
 import dataclasses
 import datetime
 import difflib
@@ -11,13 +10,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import yaml
 
 import model
 from harness import checkpoint
-from harness.errors import UserError
+from harness.errors import Parser, UserError
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "config.yaml"
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -83,17 +82,9 @@ class Settings:
 FIELDS = {field.name: get_args(field.type) for field in dataclasses.fields(Settings)}
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others here."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise UserError(f"{message}; python train.py --help shows how to call it")
-
-
 def parse(argv: list[str] | None, description: str) -> tuple[Settings, str]:
     """Settings and command (`run`, `resume` or `evaluate`). UserError where anything is wrong."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     parser.add_argument("settings", nargs="*", metavar="name=value", help="override a setting of config.yaml")
     parser.add_argument(
         "--config", metavar="FILE", help="a YAML file naming the settings that differ from config.yaml"

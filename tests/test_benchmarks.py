@@ -33,8 +33,8 @@ def test_receptive_fields_are_drawn_and_unknown_networks_refused(tmp_path, capsy
     monkeypatch.setattr(receptive_fields, "gradient", lambda name: receptive_fields.torch.ones(64, 64))
     assert receptive_fields.main(["--out", str(tmp_path / "seen.png")]) == 0
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="2"):
-        receptive_fields.main(["s9"])
+    assert receptive_fields.main(["s9"]) == 2
+    assert "unknown network 's9'" in capsys.readouterr().err
 
 
 def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_path, capsys, monkeypatch):
@@ -159,6 +159,8 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         (lambda: convolutions.main(["lr=x"]), "lr"),
         (lambda: convolutions.main(["--only", "dense,round"]), "--only round: choose from dense, "),
         (lambda: convolutions.main(["--seeds", "0"]), "--seeds"),
+        (lambda: kernels.main(["--nosuch"]), "--nosuch"),
+        (lambda: time_to_accuracy.main(["--seeds", "some"]), "--seeds"),
     ):
         assert call() == 2
         error = capsys.readouterr().err

@@ -6,7 +6,6 @@
 The table has a column for every setting in which the runs differ.
 """
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import model
 from harness import folder, pictures
 from harness import settings as configuration
-from harness.errors import UserError, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
 from harness.metrics import Row, best
 from harness.settings import Settings
 
@@ -25,13 +24,11 @@ Run = tuple[Settings, list[Row]]  # settings and rows of metrics.csv
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and draw the picture. Exit code 2 if a folder holds no run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--picture", default="comparison.png", metavar="FILE")
-    arguments = parser.parse_args(argv)
     with one_line_errors() as outcome:
+        arguments = parser.parse_args(argv)
         runs = {name: read(Path(name)) for name in arguments.runs}
         lines = table(runs)
         widths = [max(map(len, column)) for column in zip(*lines)]

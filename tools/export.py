@@ -5,7 +5,6 @@
 The normalisation is inside. The file is checked against torch with onnxruntime on the run's own test images.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,20 @@ import data
 import model
 from harness import checkpoint
 from harness import settings as configuration
-from harness.errors import UserError, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
 
 NEEDED = "onnx onnxscript onnxruntime"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file, print how far it is from torch. Exit code 2 if something is missing, 1 if too far."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="such as another data_dir")
     parser.add_argument("--onnx", metavar="FILE", help="default: network.onnx in the run folder")
-    arguments = parser.parse_intermixed_args(argv)
-    path = Path(arguments.onnx or Path(arguments.run, "network.onnx"))
     with one_line_errors(data.DataError, model.NetworkError) as outcome:
+        arguments = parser.parse_intermixed_args(argv)
+        path = Path(arguments.onnx or Path(arguments.run, "network.onnx"))
         try:
             import onnxruntime
             import onnxscript  # noqa: F401  torch's exporter needs it

@@ -6,7 +6,6 @@
 The weights are those shipped with this repository, unless --run names another run.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,16 +15,14 @@ import torch
 import data
 import model
 from harness import checkpoint
-from harness.errors import one_line_errors
+from harness.errors import Parser, one_line_errors
 
 SHIPPED = Path(__file__).resolve().parent.parent / "results" / "accurate" / "weights.pt"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print a line a picture. Exit code 2 if one could not be read, after all others were answered."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE")
     parser.add_argument("--run", metavar="RUN", help="use this run's last weights")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
@@ -36,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         default=1,
         help="look at each picture once, also mirrored (2), or both also shifted by a pixel (6)",
     )
-    arguments = parser.parse_args(argv)
-    path = Path(arguments.run, "last.pt") if arguments.run else SHIPPED
     with one_line_errors(model.NetworkError) as outcome:
+        arguments = parser.parse_args(argv)
+        path = Path(arguments.run, "last.pt") if arguments.run else SHIPPED
         network = model.ready(checkpoint.load(path))
         for picture in arguments.pictures:
             with one_line_errors(data.DataError) as of_picture:
