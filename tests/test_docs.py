@@ -26,7 +26,7 @@ def test_the_pages_tell_the_truth_about_each_network(name):
 @pytest.mark.parametrize("name", model.STUDY)
 def test_the_page_has_a_drawing_and_the_right_numbers_of_each_kind(name):
     page = (ROOT / "docs" / "convolutions.md").read_text(encoding="utf-8")
-    section = page.split(f"](convolutions/{name}.png)")[1].split("\n## ")[0]
+    section = page.split(f"](convolutions/{name}.png)")[1].split("\n##")[0]
     width = model.STUDY[name].keywords["widths"][1]
     layers = model.STUDY[name].keywords.get("kind", model.dense)(width, width)
     count = sum(model.count_parameters(layer) for layer in layers if not isinstance(layer, nn.BatchNorm2d))
