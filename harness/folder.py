@@ -194,7 +194,10 @@ def write_metrics(path: Path, rows: Sequence[Row], scored_on: str = "test") -> N
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.csv, whichever images were scored."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *lines = csv.reader(file)
+    """The rows of a metrics.csv, whichever images were scored. UserError if there is none."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            _, *lines = csv.reader(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
     return [Row(int(line[0]), *map(float, line[1:])) for line in lines]

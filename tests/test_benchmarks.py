@@ -161,6 +161,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         (lambda: convolutions.main(["--seeds", "0"]), "--seeds"),
         (lambda: kernels.main(["--nosuch"]), "--nosuch"),
         (lambda: time_to_accuracy.main(["--seeds", "some"]), "--seeds"),
+        (lambda: time_to_accuracy.main(["--runs", str(tmp_path)]), "metrics.csv: there is no such file"),
     ):
         assert call() == 2
         error = capsys.readouterr().err
