@@ -60,13 +60,14 @@ def start(settings: Settings, device: torch.device, about: "About", network: nn.
 def epoch(settings: Settings, about: "About", rows: Sequence[Row], test_seconds: float) -> None:
     """The line of the last epoch, with the time left for the run; `test_seconds` are those of its test."""
     number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds = rows[-1]
-    images = about.train_images * (1 - left_out(settings, number - 1))
+    share = 1 - left_out(settings, number - 1)
+    hardest = f" of the hardest {share:.0%}" if share < 1 else ""
     left = seconds_left(settings, [row.seconds for row in rows], test_seconds)
     print(
         f"epoch {number:>3}/{settings.epochs}  lr {lr:<8.4g} "
-        f"train loss {train_loss:.4f}  {train_accuracy:6.2f}%   "
+        f"train loss {train_loss:.4f}  {train_accuracy:6.2f}%{hardest}   "
         f"{about.scored_on} loss {test_loss:.4f}  {test_accuracy:6.2f}%   "
-        f"{seconds:.1f} s  {images / seconds:,.0f} images/s  {duration(left)} left",
+        f"{seconds:.1f} s  {about.train_images * share / seconds:,.0f} images/s  {duration(left)} left",
         flush=True,
     )
 

@@ -12,7 +12,7 @@ def run_of(**changes):
 
 
 def test_time_left_knows_that_small_images_are_quicker():
-    asked = run_of(epochs=10, small_epochs=4, small_size=16)
+    asked = run_of(epochs=10, small_epochs=4, small_size=16, leave_out=0)
     in_proportion = 3 * 2 + 6 * 8 + 9 * 0.5  # full images have four times the pixels
     assert report.seconds_left(asked, [2.0], 0.5) == pytest.approx(in_proportion)
     assert report.seconds_left(asked, [2.0, 4.0, 3.0, 3.0], 0.5) == pytest.approx(6 * 12 + 6 * 0.5)
@@ -47,6 +47,12 @@ def test_durations_in_words(seconds, words):
 def test_every_epoch_says_how_long_is_left(call, arguments):
     lines = [line for line in call(*arguments, "epochs=3")[1].splitlines() if line.startswith("epoch ")]
     assert len(lines) == 3 and all(line.endswith(" left") for line in lines) and lines[2].endswith("0 s left")
+
+
+def test_an_epoch_that_leaves_images_out_says_so(call, arguments):
+    lines = call(*arguments, "epochs=5", "leave_out=0.4")[1].splitlines()
+    said = ["% of the hardest 60% " in line for line in lines if line.startswith("epoch ")]
+    assert said == [False, True, True, False, False]
 
 
 def test_the_bar_reads_the_sums_only_when_it_is_drawn():
