@@ -311,6 +311,14 @@ def shrink(split: Split, size: int) -> Split:
     return Split(torch.cat(chunks).contiguous(memory_format=torch.channels_last), split.labels)
 
 
+def kept(images: int, share: float, batch_size: int) -> int:
+    """How many of the images an epoch trains on that leaves out `share` of them.
+
+    They fill whole batches, so that none is too small for all ranks.
+    """
+    return min(images, math.ceil((1 - share) * images / batch_size) * batch_size)
+
+
 class Loader:
     """Batches of normalised images (B×3×32×32 float32) and labels, cut on the device a batch at once.
 
@@ -350,13 +358,11 @@ class Loader:
     def leave_out(self, share: float, losses: Tensor) -> None:
         """Have epochs leave out this share of the images from now on: those of the lowest `losses` (N).
 
-        As many stay as fill whole batches, so that none is too small for all ranks.
         What the network knows teaches it little, after Jiang et al., "Accelerating Deep Learning by Focusing
         on the Biggest Losers" (2019).
         """
-        n = len(self.labels)
-        kept = math.ceil((1 - share) * n / self.batch_size) * self.batch_size
-        self.among = losses.topk(min(n, kept)).indices.sort().values
+        count = kept(len(self.labels), share, self.batch_size)
+        self.among = losses.topk(count).indices.sort().values
 
     def images_in(self, batch: int) -> int:
         """How many images a batch has on all ranks together; the last of an epoch may have fewer."""

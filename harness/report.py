@@ -2,19 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import model
+from data import About, kept
 from harness import devices
 from harness.metrics import Row, Sums, best
 from harness.settings import Settings, left_out
-
-if TYPE_CHECKING:
-    from data import About
 
 # The levels of test-time augmentation: how many views of an image, and which.
 VIEWS = {
@@ -45,7 +43,7 @@ class Bar(tqdm):
             self.set_postfix_str(f"loss {loss / images:.4f}, {100 * right / images:.2f}%", refresh=False)
 
 
-def start(settings: Settings, device: torch.device, about: "About", network: nn.Module) -> None:
+def start(settings: Settings, device: torch.device, about: About, network: nn.Module) -> None:
     """What is about to be trained, on what and where."""
     precision = "bfloat16" if devices.bfloat16(device, settings.precision) else "float32"
     several = f", {devices.world()} ranks" if devices.world() > 1 else ""
@@ -57,22 +55,22 @@ def start(settings: Settings, device: torch.device, about: "About", network: nn.
     print(model.facts(network))
 
 
-def epoch(settings: Settings, about: "About", rows: Sequence[Row], test_seconds: float) -> None:
+def epoch(settings: Settings, about: About, rows: Sequence[Row], test_seconds: float) -> None:
     """The line of the last epoch, with the time left for the run; `test_seconds` are those of its test."""
     number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds = rows[-1]
-    share = 1 - left_out(settings, number - 1)
-    hardest = f" of the hardest {share:.0%}" if share < 1 else ""
+    images = kept(about.train_images, left_out(settings, number - 1), settings.batch_size)
+    hardest = f" of the hardest {images / about.train_images:.0%}" if images < about.train_images else ""
     left = seconds_left(settings, [row.seconds for row in rows], test_seconds)
     print(
         f"epoch {number:>3}/{settings.epochs}  lr {lr:<8.4g} "
         f"train loss {train_loss:.4f}  {train_accuracy:6.2f}%{hardest}   "
         f"{about.scored_on} loss {test_loss:.4f}  {test_accuracy:6.2f}%   "
-        f"{seconds:.1f} s  {about.train_images * share / seconds:,.0f} images/s  {duration(left)} left",
+        f"{seconds:.1f} s  {images / seconds:,.0f} images/s  {duration(left)} left",
         flush=True,
     )
 
 
-def end(settings: Settings, about: "About", rows: Sequence[Row]) -> None:
+def end(settings: Settings, about: About, rows: Sequence[Row]) -> None:
     """What came out, and how to go on."""
     last, top, out = rows[-1], best(rows), settings.out
     print(f"{about.scored_on} accuracy {last.test_accuracy:.2f}% after the last epoch, on {about.source}")
@@ -86,7 +84,7 @@ def end(settings: Settings, about: "About", rows: Sequence[Row]) -> None:
 
 
 def evaluation(
-    settings: Settings, about: "About", saved: dict[str, Any], labels: Tensor, logits: dict[int, Tensor]
+    settings: Settings, about: About, saved: dict[str, Any], labels: Tensor, logits: dict[int, Tensor]
 ) -> None:
     """Accuracy by class and in total; `logits` (N×classes) by the number of views of an image."""
     right = {views: (each.argmax(1) == labels).double() for views, each in logits.items()}
