@@ -80,7 +80,6 @@ def gradient(name: str, initialisations: int = 10, images: int = 32, size: int =
         for layer in trunk.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 1.0
-                nn.init.ones_(layer.weight)  # residual pairs begin with 0 and would seem to see nothing
         with torch.no_grad():
             trunk(noise)
         trunk.eval()  # with the statistics of that pass; those of its own would depend on every pixel

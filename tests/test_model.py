@@ -79,15 +79,15 @@ def test_s8_is_the_table_it_began_with(capsys):
     assert model.count_parameters(model.build("s8")) == 194_480
 
 
-def test_residual_pairs_of_accurate_start_as_the_identity_and_learn():
-    torch.manual_seed(0)
-    pairs = [layer for layer in model.build("accurate") if isinstance(layer, model.Residual)]
-    assert len(pairs) == 5
-    for pair in pairs:
-        images = torch.randn(4, pair[0].in_channels, 8, 8)
-        assert torch.equal(pair(images), images)
-        pair(images).square().sum().backward()
-        assert pair[4].weight.grad.abs().sum() > 0
+def test_a_block_of_accurate_overwrites_nothing_a_gradient_needs():
+    block, images = model.PreActivation(4, 6, stride=2).double(), torch.randn(2, 4, 8, 8).double()
+    assert torch.autograd.gradcheck(block, (images.requires_grad_(),))
+
+
+def test_a_strided_depthwise_convolution_gives_the_values_of_torchs():
+    layer, images = model.Depthwise(4, stride=2), torch.randn(2, 4, 8, 8)
+    expected = nn.functional.conv2d(images, layer.weight, stride=2, padding=1, groups=4)
+    assert torch.allclose(layer(images), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,6 +122,11 @@ def test_receptive_field_of_known_layers():
         nn.Conv2d(4, 4, 5),
     ]
     assert model.receptive_field(nn.Sequential(*layers)) == 3 + 1 + 4 * 2
+
+
+def test_the_shortcut_of_a_block_does_not_widen_the_receptive_field():
+    layers = [model.PreActivation(4, 8, stride=2), model.PreActivation(8, 8), nn.AdaptiveAvgPool2d(1)]
+    assert model.receptive_field(nn.Sequential(*layers)) == 3 + 3 * 4
 
 
 def test_multiply_adds_of_known_layers():
