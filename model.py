@@ -115,7 +115,7 @@ class Gate(nn.Module):
 def normalised(*layers: nn.Module) -> list[nn.Module]:
     """The layers, then BatchNorm and SiLU, as a list; the last must be a convolution or a gate."""
     last = layers[-1].value if isinstance(layers[-1], Gate) else layers[-1]
-    return [*layers, nn.BatchNorm2d(last.out_channels), nn.SiLU(inplace=True)]
+    return [*layers, nn.BatchNorm2d(last.out_channels), nn.SiLU()]
 
 
 def s8(classes: int, dropout: float, down: str = "dilation") -> Network:
@@ -148,7 +148,7 @@ def fast(classes: int, dropout: float) -> Network:
     a little more in an epoch than ReLU, at no cost that could be measured, and the second convolution at 16
     pixels brought what more epochs did not.
     """
-    stem = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True)]
+    stem = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU()]
     at_16 = [*normalised(convolution(48, 48)), *normalised(convolution(48, 48)), nn.MaxPool2d(2)]
     at_8 = [*normalised(convolution(48, 64)), *normalised(convolution(64, 64)), nn.MaxPool2d(2)]
     at_4 = [*normalised(convolution(64, 72)), *normalised(convolution(72, 72)), nn.AdaptiveMaxPool2d(1)]
@@ -241,7 +241,7 @@ def study(
     "stride", or "dilation", which keeps 16 pixels and looks two and four times as far. With `residual` the
     input of a unit is added to its output where they have the same shape.
     """
-    layers: list[nn.Module] = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU(inplace=True)]
+    layers: list[nn.Module] = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU()]
     inputs = 48
     for stage, width in enumerate(widths):
         if stage and down in ("max", "average"):
