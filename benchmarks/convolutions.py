@@ -91,7 +91,7 @@ def note_circumstances(out: Path, pairs: Sequence[str], epochs: int) -> None:
 def schedule(epochs: int) -> list[str]:
     """Settings of a run of that length."""
     falls = ["step_size=1", f"gamma={0.02 ** (1 / epochs):.4f}"]
-    return [f"epochs={epochs}", *falls, "small_epochs=0"]
+    return [f"epochs={epochs}", *falls, "small_epochs=0", "leave_out=0"]
 
 
 def train_all(out: Path, kinds: Sequence[str], seeds: int, pairs: Sequence[str]) -> int:
