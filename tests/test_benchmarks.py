@@ -178,7 +178,7 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
     monkeypatch.setattr(model, "STUDY", {"dense": model.STUDY["dense"]})
     monkeypatch.setattr(model, "NETWORKS", {name: model.NETWORKS[name] for name in ("fast", "dense")})
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
-    assert gpu.main([*asked, "--minutes", "3", "--out", "out"]) == 0
+    assert gpu.main([*asked, "--minutes", "30", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "first epoch: done" in report and "resumed: done" in report and "time for this part" not in report
