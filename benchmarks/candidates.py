@@ -139,7 +139,7 @@ def plain(classes: int, dropout: float) -> Network:
         nn.init.zeros_(last[1].weight)
         return Residual(*first, *last)
 
-    at_32 = [stem(), nn.SiLU(inplace=True), *unit(32, 32), *unit(32, 32, nn.MaxPool2d(2))]
+    at_32 = [stem(), nn.SiLU(), *unit(32, 32), *unit(32, 32, nn.MaxPool2d(2))]
     at_16 = [pair(32), pair(32), *unit(32, 48, nn.MaxPool2d(2))]
     at_8 = [pair(48), pair(48), pair(48), nn.AdaptiveMaxPool2d(1)]
     return Network(*at_32, *at_16, *at_8, nn.Conv2d(48, classes, 1, bias=False))

@@ -76,7 +76,7 @@ def end(settings: Settings, about: About, rows: Sequence[Row]) -> None:
     print(f"{about.scored_on} accuracy {last.test_accuracy:.2f}% after the last epoch, on {about.source}")
     print(
         f"best          {top.test_accuracy:.2f}% after epoch {top.epoch} "
-        f"(chosen on the {about.scored_on} images, so not a result; its weights are in best.pt)"
+        f"(chosen on the {about.scored_on} images, so not a result; weights in best.pt)"
     )
     print(f"run folder    {out}{peak_memory()}")
     print(f"go on with    python train.py --resume {out} epochs={2 * settings.epochs}")
