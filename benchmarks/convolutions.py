@@ -4,10 +4,11 @@
     python -m benchmarks.convolutions --only dense,separable --epochs 12 --seeds 1
     python -m benchmarks.convolutions --table                  # of results/convolutions, trains nothing
 
-Each network trains for the epochs with each seed. Then it trains once more for as many epochs as come
-nearest to the seconds that `dense` took. The learning rate falls a little after every epoch, to about a
-fiftieth. Images are of full size throughout. Called again with the same --out, it goes on where it was
-stopped. Leaves there the run folders, about.yaml, table.md and two plots.
+First the speed of all is measured, in turns. Each network trains for the epochs with each seed. Then it
+trains once more for as many epochs as come nearest to the seconds that `dense` takes. The learning rate
+falls a little after every epoch, to about a fiftieth. Images are of full size throughout. Called again with
+the same --out, it goes on where it was stopped. Leaves there the run folders, about.yaml, table.md and two
+plots.
 """
 
 import math
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import TextIOBase
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tqdm import tqdm
 import data
 import model
 import train
+from benchmarks import throughput
 from harness import devices, folder, pictures
 from harness import settings as configuration
 from harness.errors import Parser, UserError, one_line_errors
@@ -38,6 +41,7 @@ from harness.metrics import Row
 
 RECORDED = Path(__file__).resolve().parent.parent / "results" / "convolutions"
 BASE, EPOCHS, SEEDS = "dense", 20, 3
+MEASURED = 4.0  # seconds of training of each network and round, to know its speed
 HEADS = ["kind", "parameters", "multiply-adds", "receptive field", "moved", "images/s", "test accuracy"]
 
 
@@ -73,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 def note_circumstances(out: Path, pairs: Sequence[str], epochs: int) -> None:
     """Write about.yaml, or see that it agrees: runs of other lengths or data are not to be compared."""
     settings = configuration.read(pairs)
-    about = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed).about
+    dataset = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
+    about = dataset.about
     now = {"data": about.source, "train_images": about.train_images, "epochs": epochs}
     path = out / "about.yaml"
     if path.exists():
@@ -84,8 +89,20 @@ def note_circumstances(out: Path, pairs: Sequence[str], epochs: int) -> None:
         return
     device = devices.describe(devices.pick(settings.device))
     now |= {"machine": device, "torch": str(torch.__version__), "date": time.strftime("%Y-%m-%d")}
+    now["images_per_second"] = speeds(dataset, pairs)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_whole(path, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+def speeds(dataset: data.Dataset, pairs: Sequence[str]) -> dict[str, int]:
+    """Images per second that each kind trains, median of rounds in which they take turns."""
+    asked = [configuration.read([*schedule(EPOCHS), *pairs, f"network={name}"]) for name in model.STUDY]
+    trainings = [
+        train.Training(settings, dataset, devices.pick(settings.device))
+        for settings in map(configuration.resolve, asked)
+    ]
+    rates = throughput.medians([partial(throughput.real_loop, training) for training in trainings], MEASURED)
+    return dict(zip(model.STUDY, map(round, rates), strict=True))
 
 
 def schedule(epochs: int) -> list[str]:
@@ -164,14 +181,17 @@ class Study:
         seeds = range(len(list(self.root.glob(f"{name}-{epochs}-seed*"))))
         return [rows for seed in seeds if len(rows := self.rows(name, epochs, seed)) == epochs]
 
+    def rate(self, name: str) -> int:
+        """Images per second, measured in turns with the other kinds'."""
+        return self.about["images_per_second"][name]
+
     def seconds(self, name: str) -> float:
-        """Mean seconds of training of the runs of full length."""
-        return statistics.mean(sum(row.seconds for row in rows) for rows in self.ended(name))
+        """Of training of a run of full length, at that rate."""
+        return self.about["epochs"] * self.about["train_images"] / self.rate(name)
 
     def timed_epochs(self, name: str) -> int:
         """How many epochs of a kind come nearest to the seconds of the base, at least one."""
-        base = self.seconds(BASE if self.ended(BASE) else name)
-        return max(1, round(self.about["epochs"] * base / self.seconds(name)))
+        return max(1, round(self.about["epochs"] * self.rate(name) / self.rate(BASE)))
 
     def scores(self, name: str) -> list[float]:
         """Test accuracy (percent) after the last epoch, one for each seed."""
@@ -189,7 +209,6 @@ class Study:
     def line(self, name: str) -> str:
         """The row of one kind."""
         network, epochs = model.build(name), self.timed_epochs(name)
-        rate = self.about["train_images"] * self.about["epochs"] / self.seconds(name)
         timed = self.rows(name, epochs, 0)
         cells = [
             f"`{name}`",
@@ -197,7 +216,7 @@ class Study:
             f"{model.multiply_adds(network) / 1e6:.1f} million",
             f"{model.receptive_field(network)} px",
             f"{moved(network) / 1e6:.2f} MB",
-            f"{rate:,.0f}",
+            f"{self.rate(name):,}",
             spread(self.scores(name)),
             f"{timed[-1].test_accuracy:.2f}% ({epochs} epochs)" if len(timed) == epochs else "",
         ]

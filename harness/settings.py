@@ -22,7 +22,6 @@ DEFAULTS = Path(__file__).resolve().parent.parent / "config.yaml"
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 FIXED = ("network", "dataset", "batch_size", "average", "seed", "holdout", "out")  # what makes a run that run
 FALLS = 5  # how often the learning rate falls in a run whose step_size is left empty
-GONE = {"plain_epochs": "0"}  # settings of earlier versions, and the value that still means what happens now
 
 
 class Text(NamedTuple):
@@ -164,15 +163,13 @@ def given(pairs: Iterable[str], config: str | Path | None) -> dict[str, Text]:
 
 
 def read_pairs(pairs: Iterable[str]) -> dict[str, Text]:
-    """`["lr=0.1"]` to `{"lr": Text("0.1", "command line")}`; names are checked, values not yet."""
+    """`["lr=0.1"]` to `{"lr": Text("0.1", "command line")}`; nothing is checked yet."""
     texts = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"{pair!r} on the command line: write settings as name=value")
-        text = Text(value.strip(), "command line")
-        if known(name.strip(), text):
-            texts[name.strip()] = text
+        texts[name.strip()] = Text(value.strip(), "command line")
     return texts
 
 
@@ -201,31 +198,18 @@ def read_yaml(path: str | Path) -> dict[str, Text]:
             raise UserError(f"{where}: expected `name: value` with a single value")
         if key.value in texts:
             raise UserError(f"{where}: {key.value} is set twice")
-        text = Text(value.value, where)
-        if known(key.value, text):
-            texts[key.value] = text
+        texts[key.value] = Text(value.value, where)
     return texts
-
-
-def known(name: str, text: Text) -> bool:
-    """Whether there is such a setting. UserError if not, unless it is gone and had no effect."""
-    if name in FIELDS:
-        return True
-    if name in GONE:
-        if text.value == GONE[name]:
-            return False
-        raise UserError(
-            f"{name} ({text.where}): there is no such setting any more, it did harm; remove that line"
-        )
-    near = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}"
-    raise UserError(f"unknown setting {name!r} ({text.where}): {hint}")
 
 
 def convert(name: str, text: Text) -> Any:
     """The value of setting `name` from its text, of the declared type and within what it allows."""
-    kind, allowed = FIELDS[name]
     value, where = text
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}"
+        raise UserError(f"unknown setting {name!r} ({where}): {hint}")
+    kind, allowed = FIELDS[name]
     if kind == int | None:
         if value in ("", "null", "~"):
             return None

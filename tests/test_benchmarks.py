@@ -41,8 +41,7 @@ def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_
     monkeypatch.setattr(convolutions, "RECORDED", tmp_path / "study")
     call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu"]
     call += ["--only", "dense,separable", "--epochs", "3", "--seeds", "2", "--out", str(tmp_path / "study")]
-    seconds = {"dense": 2.0, "separable": 3.0}
-    monkeypatch.setattr(convolutions.Study, "seconds", lambda self, name: seconds[name])
+    monkeypatch.setattr(convolutions, "speeds", lambda dataset, pairs: {"dense": 300, "separable": 200})
     assert convolutions.main(call) == 0
     table = (tmp_path / "study" / "table.md").read_text()
     assert table in capsys.readouterr().out and len(table.splitlines()) == 4
@@ -67,6 +66,8 @@ def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_
 def test_a_study_that_was_stopped_goes_on(pictures, tmp_path, monkeypatch):
     call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu", "--only", "dense"]
     call += ["--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(convolutions, "MEASURED", 0.01)
+    monkeypatch.setattr(model, "STUDY", {name: model.STUDY[name] for name in ("dense", "separable")})
     whole, calls = convolutions.train.main, []
 
     def stopped(argv):
@@ -82,6 +83,7 @@ def test_a_study_that_was_stopped_goes_on(pictures, tmp_path, monkeypatch):
     run = tmp_path / "dense-2-seed0"
     assert calls[1] == ["--resume", str(run)] and len(calls) == 2
     assert len(convolutions.folder.read_metrics(run / "metrics.csv")) == 2
+    assert all(rate > 0 for rate in convolutions.Study(tmp_path).about["images_per_second"].values())
 
 
 def test_what_layers_move_is_counted():

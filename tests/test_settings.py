@@ -124,16 +124,6 @@ def test_missing_and_binary_files(tmp_path):
         settings.read(config=tmp_path / "binary.yaml")
 
 
-def test_a_setting_that_is_gone_is_read_where_it_had_no_effect(tmp_path):
-    assert settings.read(["plain_epochs=0"], file(tmp_path, "plain_epochs: 0\nlr: 0.2\n")).lr == 0.2
-    for call in (
-        lambda: settings.read(["plain_epochs=3"]),
-        lambda: settings.read([], file(tmp_path, "plain_epochs: 30\n")),
-    ):
-        with pytest.raises(UserError, match="plain_epochs .*no such setting any more"):
-            call()
-
-
 def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished):
     weights = f"weights={finished / 'best.pt'}"
     for asked in ([weights], [weights, "network=fast"]):
