@@ -3,15 +3,16 @@
     python -m benchmarks.convolutions dataset=folder data_dir=data/pictures
     python -m benchmarks.convolutions --only dense,separable --epochs 12 --seeds 1
     python -m benchmarks.convolutions --table                  # of results/convolutions, trains nothing
+    python -m benchmarks.convolutions --page                   # writes that into docs/convolutions.md
 
 First the speed of all is measured, in turns. Each network trains for the epochs with each seed. Then it
 trains once more for as many epochs as come nearest to the seconds that `dense` takes. The learning rate
 falls a little after every epoch, to about a fiftieth. Images are of full size throughout. Called again with
-the same --out, it goes on where it was stopped. Leaves there the run folders, about.yaml, table.md and two
-plots.
+the same --out, it goes on where it was stopped. Leaves there the run folders, about.yaml and two plots.
 """
 
 import math
+import re
 import statistics
 import sys
 import time
@@ -24,7 +25,6 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,7 +39,8 @@ from harness import settings as configuration
 from harness.errors import Parser, UserError, one_line_errors
 from harness.metrics import Row
 
-RECORDED = Path(__file__).resolve().parent.parent / "results" / "convolutions"
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED, PAGE = ROOT / "results" / "convolutions", ROOT / "docs" / "convolutions.md"
 BASE, EPOCHS, SEEDS = "dense", 20, 3
 MEASURED = 4.0  # seconds of training of each network and round, to know its speed
 HEADS = ["kind", "parameters", "multiply-adds", "receptive field", "moved", "images/s", "test accuracy"]
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("runs/convolutions"))
     parser.add_argument("--table", action="store_true", help="print what is recorded, and train nothing")
+    parser.add_argument("--page", action="store_true", help="write that into the page, and draw its plots")
     with one_line_errors(data.DataError) as outcome:
         arguments = parser.parse_intermixed_args(argv)
         kinds = arguments.only.split(",")
@@ -61,16 +63,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--only {unknown[0]}: choose from {', '.join(model.STUDY)}")
         if min(arguments.epochs, arguments.seeds) < 1:
             raise UserError("--epochs and --seeds must be at least 1")
-        if not arguments.table:
+        if arguments.table or arguments.page:
+            study = Study(RECORDED)
+        else:
             note_circumstances(arguments.out, arguments.settings, arguments.epochs)
             if code := train_all(arguments.out, kinds, arguments.seeds, arguments.settings):
                 return code
-        study = Study(RECORDED if arguments.table else arguments.out)
-        print(study.table())
+            study = Study(arguments.out)
+        if arguments.page:
+            write_page(study)
         if not arguments.table:
-            folder.write_whole(study.root / "table.md", f"{study.table()}\n".encode())
-            for name, figure in study.plots().items():
-                folder.write_picture(study.root / f"{name}.png", figure)
+            study.draw()
+        print(study.table())
     return outcome.code
 
 
@@ -206,10 +210,15 @@ class Study:
         lines = [f"| {' | '.join([*HEADS, f'in the seconds of {BASE}'])} |", "|---" * 8 + "|"]
         return "\n".join([*lines, *map(self.line, self.kinds())])
 
+    def timed(self, name: str) -> str:
+        """What it reaches in the seconds of the base; nothing if that was not trained."""
+        epochs = self.timed_epochs(name)
+        rows = self.rows(name, epochs, 0)
+        return f"{rows[-1].test_accuracy:.2f}% ({epochs} epochs)" if len(rows) == epochs else ""
+
     def line(self, name: str) -> str:
         """The row of one kind."""
-        network, epochs = model.build(name), self.timed_epochs(name)
-        timed = self.rows(name, epochs, 0)
+        network = model.build(name)
         cells = [
             f"`{name}`",
             f"{model.count_parameters(network):,}",
@@ -218,21 +227,39 @@ class Study:
             f"{moved(network) / 1e6:.2f} MB",
             f"{self.rate(name):,}",
             spread(self.scores(name)),
-            f"{timed[-1].test_accuracy:.2f}% ({epochs} epochs)" if len(timed) == epochs else "",
+            self.timed(name),
         ]
         return f"| {' | '.join(cells)} |"
 
-    def plots(self) -> dict[str, Figure]:
-        """Accuracy over multiply-adds and over seconds of training, a point a kind."""
+    def sentence(self, name: str) -> str:
+        """What was measured of one kind, for its section of the page."""
+        whole = f"`{name}` ends at {spread(self.scores(name))} and trains {self.rate(name):,} images/s."
+        timed = self.timed(name) if name != BASE else ""
+        return f"{whole}\nIn the seconds of `{BASE}` it reaches {timed}." if timed else whole
+
+    def draw(self) -> None:
+        """Plot accuracy over multiply-adds and over seconds of training, a point a kind."""
         names = self.kinds()
         work = [model.multiply_adds(model.build(name)) / 1e6 for name in names]
         seconds = [self.seconds(name) for name in names]
         scores = [self.scores(name) for name in names]
         title = f"{self.about['epochs']} epochs, {self.about['data']}"
-        return {
-            "multiply_adds": pictures.labelled(names, work, scores, "million multiply-adds an image", title),
-            "seconds": pictures.labelled(names, seconds, scores, "seconds of training", title),
-        }
+        for name, places, along in (
+            ("multiply_adds", work, "million multiply-adds an image"),
+            ("seconds", seconds, "seconds of training"),
+        ):
+            figure = pictures.labelled(names, places, scores, along, title)
+            folder.write_picture(self.root / f"{name}.png", figure)
+
+
+def write_page(study: Study) -> None:
+    """Replace what docs/convolutions.md says was measured: the row and the sentence of each kind."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name in study.kinds():
+        text = re.sub(rf"^\| `{name}` \|.*$", study.line(name), text, flags=re.MULTILINE)
+        sentence = rf"^`{name}` ends at .*$(\nIn the seconds of .*$)?"
+        text = re.sub(sentence, study.sentence(name), text, flags=re.MULTILINE)
+    folder.write_whole(PAGE, text.encode())
 
 
 def spread(values: Sequence[float]) -> str:

@@ -43,9 +43,8 @@ def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_
     call += ["--only", "dense,separable", "--epochs", "3", "--seeds", "2", "--out", str(tmp_path / "study")]
     monkeypatch.setattr(convolutions, "speeds", lambda dataset, pairs: {"dense": 300, "separable": 200})
     assert convolutions.main(call) == 0
-    table = (tmp_path / "study" / "table.md").read_text()
-    assert table in capsys.readouterr().out and len(table.splitlines()) == 4
     study = convolutions.Study(tmp_path / "study")
+    assert capsys.readouterr().out == f"{study.table()}\n" and len(study.table().splitlines()) == 4
     runs = [f"dense-3-seed{seed}" for seed in (0, 1)] + ["separable-2-seed0"]
     runs += [f"separable-3-seed{seed}" for seed in (0, 1)]
     assert sorted(path.parent.name for path in study.root.glob("*/metrics.csv")) == runs
@@ -58,7 +57,13 @@ def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_
     assert (settings.epochs, settings.step_size, settings.gamma) == (2, 1, 0.1414)
     assert {path.name for path in study.root.glob("*.png")} == {"multiply_adds.png", "seconds.png"}
     monkeypatch.setattr(convolutions.train, "main", None)  # nothing is trained anew
-    assert convolutions.main(call) == convolutions.main(["--table"]) == 0
+    monkeypatch.setattr(convolutions, "PAGE", tmp_path / "page.md")
+    page = "| `separable` | ?\n\n## One\n`separable` ends at ?\n| `gated` | ?\n"
+    convolutions.PAGE.write_text(page, encoding="utf-8")
+    for _ in range(2):
+        assert convolutions.main(call) == convolutions.main(["--table"]) == convolutions.main(["--page"]) == 0
+        written = f"{study.line('separable')}\n\n## One\n{study.sentence('separable')}\n| `gated` | ?\n"
+        assert convolutions.PAGE.read_text(encoding="utf-8") == written
     assert convolutions.main([*call, "--epochs", "4"]) == 2
     assert "made with epochs 3, not 4" in capsys.readouterr().err
 
