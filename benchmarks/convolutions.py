@@ -100,6 +100,8 @@ def note_circumstances(out: Path, pairs: Sequence[str], epochs: int) -> None:
 
 def speeds(dataset: data.Dataset, pairs: Sequence[str]) -> dict[str, int]:
     """Images per second that each kind trains, median of rounds in which they take turns."""
+    seconds = len(model.STUDY) * throughput.ROUNDS * MEASURED
+    print(f"measuring the speed of all kinds for {seconds / 60:.0f} minutes, then training", file=sys.stderr)
     asked = [configuration.read([*schedule(EPOCHS), *pairs, f"network={name}"]) for name in model.STUDY]
     trainings = [
         train.Training(settings, dataset, devices.pick(settings.device))
