@@ -132,9 +132,9 @@ class Training:
                 bar.show(self.sums)
                 yield
         train = self.sums.means()
-        self.losses.settle(self.current.among)
         self.seconds = before + time.perf_counter() - began
         test = yield from self.test()
+        self.losses.settle(self.current.among)  # a run stopped in the test needs them as they were
         self.rows.append(Row(done + 1, lr, *train, *test, self.seconds))
         for group in self.optimizer.param_groups:
             group["lr"] = lr  # without the warm-up's factor: StepLR multiplies what it finds

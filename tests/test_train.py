@@ -124,6 +124,25 @@ def test_a_run_that_leaves_out_images_resumes_exactly(call, arguments, tmp_path,
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_that_leaves_out_images_and_stops_in_a_test_resumes_exactly(
+    call, arguments, tmp_path, monkeypatch
+):
+    asked = [*arguments, "epochs=5", "leave_out=0.4"]
+    assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    answer, tests = train.Training.answer, []
+
+    def interrupted(*batch):
+        tests.append(batch)
+        if len(tests) == 2:  # of the second epoch, the first to leave images out
+            signal.raise_signal(signal.SIGINT)
+        return answer(*batch)
+
+    monkeypatch.setattr(train.Training, "answer", interrupted)
+    assert call(*asked)[0] == 130
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(start):
     training = start("epochs=5", "leave_out=0.4", "small_epochs=1")
     for kept in (21, 16, 16, 21, 21):
