@@ -1,6 +1,7 @@
 """The pictures in a run folder, drawn from what is recorded there. Each function returns a figure."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from harness.metrics import Row
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 TRAIN, TEST = COLOURS[:2]
 LINES = ["-", "--", ":", "-."]  # for more runs than colours
+# Where a label may stand from its point, in points: the nearest that is free is taken.
+NEAR = sorted(itertools.product((9, 24, 40), range(-60, 61, 3)), key=lambda place: math.hypot(*place))
+LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3}
 
 
 def curves(rows: Sequence[Row], about: "About") -> Figure:
@@ -67,7 +72,8 @@ def labelled(
 ) -> Figure:
     """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way.
 
-    A point more than six percent points below the best is drawn at the lower edge.
+    Labels stand as near to their points as they can without covering another point or label. A point more
+    than six percent points below the best is drawn at the lower edge.
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -75,22 +81,23 @@ def labelled(
     deviations = [statistics.stdev(values) if len(values) > 1 else 0 for values in scores]
     shown = [max(mean, max(means) - 6) for mean in means]
     axes.errorbar(places, shown, deviations, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
-    order = sorted(range(len(names)), key=lambda number: (shown[number], -places[number]))
-    for rank, number in enumerate(order):  # the labels in a column of their own, so that none hides another
-        below = f" (lower: {means[number]:.1f}%)" if shown[number] > means[number] else ""
-        axes.annotate(
-            names[number] + below,
-            (places[number], shown[number]),
-            (1.05, (rank + 0.5) / len(names)),
-            textcoords="axes fraction",
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
-        )
     axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
+    axes.margins(x=0.12)
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
+    figure.draw_without_rendering()  # settles the layout, without which no place is known
+    pixels = axes.transData.transform([*zip(places, shown)])
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
+    for name, mean, *point in sorted(zip(names, means, places, shown), key=lambda label: -label[1]):
+        text = f"{name} (lower: {mean:.1f}%)" if mean < point[1] else name
+        label = axes.annotate(text, point, NEAR[0], textcoords="offset points", va="center")
+        for label.xyann in NEAR:
+            if not any(label.get_window_extent().overlaps(other) for other in taken):
+                break
+        taken.append(label.get_window_extent())
+        axes.annotate("", point, label.xyann, textcoords="offset points", arrowprops=LEADER)
     return figure
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 
 from data import About, Split
@@ -51,5 +53,13 @@ def test_curves_mark_where_the_learning_rate_falls():
 
 def test_a_point_far_below_the_others_is_drawn_at_the_edge_and_says_so():
     figure = pictures.labelled(["a", "b"], [1, 2], [[80, 82], [60]], "seconds", "title")
-    texts = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    texts = {text.get_text(): tuple(text.xy) for text in figure.axes[0].texts if text.get_text()}
     assert texts == {"a": (1, 81), "b (lower: 60.0%)": (2, 75)}
+
+
+def test_labels_of_points_that_lie_close_do_not_cover_each_other():
+    names = ["one", "two", "three", "four"]
+    figure = pictures.labelled([*names, "far"], [2, 2, 2, 2.1, 3], [[80], [80.1], [80], [80], [81]], "", "")
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == 5
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
