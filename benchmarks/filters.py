@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("filters.png"))
     with one_line_errors(model.NetworkError) as outcome:
         arguments = parser.parse_args(argv)
-        figure = Figure(figsize=(4.2 * len(arguments.files), 2.4), layout="constrained")
+        figure = Figure(figsize=(4.2 * len(arguments.files), 1.8), layout="constrained")
         panels = figure.subplots(1, len(arguments.files), squeeze=False)[0]
         for axes, path in zip(panels, arguments.files, strict=True):
             axes.imshow(tiled(first_filters(path)).permute(1, 2, 0).numpy(), interpolation="nearest")
