@@ -73,13 +73,16 @@ def labelled(
     """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way.
 
     Labels stand as near to their points as they can without covering another point or label. A point more
-    than six percent points below the best is drawn at the lower edge.
+    than six percent points below the best is drawn at the lower edge, without a bar.
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     means = [statistics.mean(values) for values in scores]
-    deviations = [statistics.stdev(values) if len(values) > 1 else 0 for values in scores]
     shown = [max(mean, max(means) - 6) for mean in means]
+    deviations = [
+        statistics.stdev(values) if len(values) > 1 and mean == place else 0
+        for values, mean, place in zip(scores, means, shown)
+    ]
     axes.errorbar(places, shown, deviations, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
     axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
@@ -88,8 +91,11 @@ def labelled(
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     figure.draw_without_rendering()  # settles the layout, without which no place is known
-    pixels = axes.transData.transform([*zip(places, shown)])
-    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
+    to_pixels = axes.transData.transform
+    taken = [
+        Bbox([to_pixels((x, y - bar)) - 5, to_pixels((x, y + bar)) + 5])
+        for x, y, bar in zip(places, shown, deviations)
+    ]
     for name, mean, *point in sorted(zip(names, means, places, shown), key=lambda label: -label[1]):
         text = f"{name} (lower: {mean:.1f}%)" if mean < point[1] else name
         label = axes.annotate(text, point, NEAR[0], textcoords="offset points", va="center")
