@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 TRAIN, TEST = COLOURS[:2]
 LINES = ["-", "--", ":", "-."]  # for more runs than colours
-# Where a label may stand from its point, in points: the nearest that is free is taken.
+# Where a label may stand from its point, in points: the nearest that is free is taken, else the last.
 NEAR = sorted(itertools.product((9, 24, 40), range(-60, 61, 3)), key=lambda place: math.hypot(*place))
 LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3}
 
@@ -72,39 +72,48 @@ def labelled(
 ) -> Figure:
     """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way.
 
-    Labels stand as near to their points as they can without covering another point or label. A point more
-    than six percent points below the best is drawn at the lower edge, without a bar.
+    A point more than six percent points below the best is drawn at the lower edge, without a bar.
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     means = [statistics.mean(values) for values in scores]
-    shown = [max(mean, max(means) - 6) for mean in means]
-    deviations = [
-        statistics.stdev(values) if len(values) > 1 and mean == place else 0
-        for values, mean, place in zip(scores, means, shown)
+    edge = max(means) - 6
+    heights = [max(mean, edge) for mean in means]
+    bars = [
+        statistics.stdev(values) if len(values) > 1 and mean >= edge else 0
+        for values, mean in zip(scores, means)
     ]
-    axes.errorbar(places, shown, deviations, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
+    axes.errorbar(places, heights, bars, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
     axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
     axes.margins(x=0.12)
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.draw_without_rendering()  # settles the layout, without which no place is known
+    texts = [name if mean >= edge else f"{name} (lower: {mean:.1f}%)" for name, mean in zip(names, means)]
+    label(axes, texts, list(zip(places, heights)), bars)
+    return figure
+
+
+def label(
+    axes: Axes, texts: Sequence[str], points: Sequence[tuple[float, float]], bars: Sequence[float]
+) -> None:
+    """Write each text as near to its point as it can stand without covering a point, a bar or another text.
+
+    A bar reaches so far up and down from its point. The limits and the scale of the axes must be set.
+    """
+    axes.figure.draw_without_rendering()  # settles the layout, without which no place is known
     to_pixels = axes.transData.transform
     taken = [
-        Bbox([to_pixels((x, y - bar)) - 5, to_pixels((x, y + bar)) + 5])
-        for x, y, bar in zip(places, shown, deviations)
+        Bbox([to_pixels((x, y - bar)) - 5, to_pixels((x, y + bar)) + 5]) for (x, y), bar in zip(points, bars)
     ]
-    for name, mean, *point in sorted(zip(names, means, places, shown), key=lambda label: -label[1]):
-        text = f"{name} (lower: {mean:.1f}%)" if mean < point[1] else name
-        label = axes.annotate(text, point, NEAR[0], textcoords="offset points", va="center")
-        for label.xyann in NEAR:
-            if not any(label.get_window_extent().overlaps(other) for other in taken):
+    for text, point in sorted(zip(texts, points), key=lambda labelled: -labelled[1][1]):
+        note = axes.annotate(text, point, NEAR[0], textcoords="offset points", va="center")
+        for note.xyann in NEAR:
+            if not any(note.get_window_extent().overlaps(other) for other in taken):
                 break
-        taken.append(label.get_window_extent())
-        axes.annotate("", point, label.xyann, textcoords="offset points", arrowprops=LEADER)
-    return figure
+        taken.append(note.get_window_extent())
+        axes.annotate("", point, note.xyann, textcoords="offset points", arrowprops=LEADER)
 
 
 def grid(images: Tensor, captions: Sequence[str], columns: int, title: str) -> Figure:

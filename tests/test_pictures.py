@@ -1,6 +1,7 @@
 import itertools
 
 import torch
+from matplotlib.transforms import Bbox
 
 from data import About, Split
 from harness import pictures
@@ -57,9 +58,12 @@ def test_a_point_far_below_the_others_is_drawn_at_the_edge_and_says_so():
     assert texts == {"a": (1, 81), "b (lower: 60.0%)": (2, 75)}
 
 
-def test_labels_of_points_that_lie_close_do_not_cover_each_other():
-    names = ["one", "two", "three", "four"]
-    figure = pictures.labelled([*names, "far"], [2, 2, 2, 2.1, 3], [[80], [80.1], [80], [80], [81]], "", "")
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
-    assert len(boxes) == 5
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+def test_labels_cover_neither_each_other_nor_the_bars():
+    names = ["one", "two", "three", "a long name", "barred", "far"]
+    scores = [[80], [80.1], [80], [80.7], [80.9, 80.3], [79]]
+    axes = pictures.labelled(names, [2, 2, 2, 2, 2.1, 3], scores, "", "").axes[0]
+    labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    bars = [Bbox(axes.transData.transform(bar)) for bar in axes.collections[0].get_segments()]
+    assert len(labels) == 6
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(labels, 2))
+    assert not any(one.overlaps(bar) for one, bar in itertools.product(labels, bars) if bar.height)
