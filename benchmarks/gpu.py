@@ -27,6 +27,7 @@ from harness.errors import Parser, one_line_errors
 from train import Training
 
 ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "accurate.yaml"
 SEEDS, MOST_SEEDS = 5, 20  # of `fast`, and at most of `accurate`
 MEASURED = 2.0  # seconds a rate is measured for
 KEPT = ["config.yaml", "metrics.csv", "curves.png", "best.pt", "last.pt"]
@@ -146,7 +147,7 @@ def accurate(plan: Plan) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for seed in range(MOST_SEEDS):
         began = time.monotonic()
-        done = plan.train(f"accurate-seed{seed}", "--config", "recipes/accurate.yaml", f"seed={seed}")
+        done = plan.train(f"accurate-seed{seed}", "--config", str(RECIPE), f"seed={seed}")
         if not done:
             yield f"| {seed} | stopped: go on with `--resume` | | | | |"
             return

@@ -177,13 +177,22 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
 
 
 def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, monkeypatch, capsys):
+    apart = gpu.Plan.train
+
+    def run(plan, name, *arguments):  # but for the first in this process, which is quicker
+        if name == "smoke":
+            return apart(plan, name, *arguments)
+        return train.main([*plan.pairs, *arguments, f"out={plan.runs / name}"]) == 0
+
+    monkeypatch.setattr(gpu.Plan, "train", run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(throughput, "IMAGES", 40)
     for name, value in (("SEEDS", 1), ("MOST_SEEDS", 1), ("MEASURED", 0.01)):
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(convolutions, "EPOCHS", 1)
     monkeypatch.setattr(model, "STUDY", {"dense": model.STUDY["dense"]})
-    monkeypatch.setattr(model, "NETWORKS", {name: model.NETWORKS[name] for name in ("fast", "dense")})
+    known = {name: model.NETWORKS[name] for name in ("accurate", "fast", "dense")}
+    monkeypatch.setattr(model, "NETWORKS", known)
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
     assert gpu.main([*asked, "--minutes", "30", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
@@ -193,8 +202,9 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
     assert len(re.findall(r"^\| 0 \| [\d.]+% \|", report, re.MULTILINE)) == 2 and "| `dense` | " in report
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
         names = archive.getnames()
-    for run in ("smoke", "fast-seed0", "accurate-seed0", "study-dense"):
-        assert {f"{run}.log", f"{run}/metrics.csv", f"{run}/config.yaml", f"{run}/best.pt"} <= set(names)
+    for name in ("smoke", "fast-seed0", "accurate-seed0", "study-dense"):
+        assert {f"{name}/metrics.csv", f"{name}/config.yaml", f"{name}/best.pt"} <= set(names)
+    assert "smoke.log" in names
 
 
 def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
