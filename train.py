@@ -183,7 +183,7 @@ class Training:
         """Set dropout's choices and the learning rate, which rises over the first `warmup_epochs`."""
         settings, epoch, steps = self.settings, len(self.rows), len(self.current)
         seed = ((settings.seed * 1_000_003 + epoch) * 1_000_003 + self.step) * 1009 + devices.rank()
-        torch.manual_seed(seed & 2**63 - 1)
+        devices.seed(self.device, seed & 2**63 - 1)
         warmup = min(1, (epoch * steps + self.step + 1) / max(1, settings.warmup_epochs * steps))
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr * warmup

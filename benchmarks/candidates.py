@@ -23,7 +23,7 @@ from model import AdaptiveAvgPool2d, Network, Residual, convolution, normalised
 
 RECORDED = Path(__file__).resolve().parent.parent / "results" / "candidates"
 SCHEDULE = ["epochs=30", "lr=0.2", "step_size=4", "gamma=0.5", "average=0.995"]
-SETTINGS = ["holdout=5000", "small_epochs=0", "leave_out=0", *SCHEDULE]
+SETTINGS = ["holdout=5000", "small_epochs=0", "leave_out=0", "crop=4", *SCHEDULE]
 
 
 class Bottleneck(nn.Module):

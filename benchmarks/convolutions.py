@@ -114,7 +114,7 @@ def speeds(dataset: data.Dataset, pairs: Sequence[str]) -> dict[str, int]:
 def schedule(epochs: int) -> list[str]:
     """Settings of a run of that length."""
     falls = ["step_size=1", f"gamma={0.02 ** (1 / epochs):.4f}"]
-    return [f"epochs={epochs}", *falls, "small_epochs=0", "leave_out=0"]
+    return [f"epochs={epochs}", *falls, "small_epochs=0", "leave_out=0", "crop=4"]
 
 
 def train_all(out: Path, kinds: Sequence[str], seeds: int, pairs: Sequence[str]) -> int:
