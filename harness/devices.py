@@ -70,7 +70,7 @@ def bfloat16(device: torch.device, precision: str) -> bool:
 
 
 def seed(device: torch.device, number: int) -> None:
-    """Seed what draws on the device; torch.manual_seed seeds all, which takes a hundredth of a step of `fast`."""
+    """Seed what draws on the device. torch.manual_seed seeds every device, which takes 0.3 ms on a CPU."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(number)
     else:
