@@ -348,8 +348,11 @@ class Loader:
         padded = padded.contiguous(memory_format=torch.channels_last).to(device)
         # All crops of all images as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only few are ever copied.
         self.windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        values = torch.tensor([about.mean, about.std], device=device).view(2, 1, 3, 1, 1) * 255
+        # A value a pixel, not a channel: a CPU then subtracts whole rows, not three values at a time.
         self.mean, self.std = (
-            torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (about.mean, about.std)
+            value.expand(1, 3, self.size, self.size).contiguous(memory_format=torch.channels_last)
+            for value in values
         )
 
     def __len__(self) -> int:
