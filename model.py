@@ -146,11 +146,12 @@ def fast(classes: int, dropout: float) -> Network:
     The 4×4 stem of stride 2 leaves a quarter of the positions, so that an image costs a seventh of what it
     does in `s8`. The stem has no BatchNorm: `whiten` gives its outputs unit variance. In trials SiLU learned
     a little more in an epoch than ReLU, at no cost that could be measured, and the second convolution at 16
-    pixels brought what more epochs did not.
+    pixels brought what more epochs did not. Average pooling takes less time than max pooling and learns no
+    less.
     """
     stem = [nn.Conv2d(3, 48, 4, stride=2, padding=1, bias=False), nn.SiLU()]
-    at_16 = [*normalised(convolution(48, 48)), *normalised(convolution(48, 48)), nn.MaxPool2d(2)]
-    at_8 = [*normalised(convolution(48, 64)), *normalised(convolution(64, 64)), nn.MaxPool2d(2)]
+    at_16 = [*normalised(convolution(48, 48)), *normalised(convolution(48, 48)), nn.AvgPool2d(2)]
+    at_8 = [*normalised(convolution(48, 64)), *normalised(convolution(64, 64)), nn.AvgPool2d(2)]
     at_4 = [*normalised(convolution(64, 72)), *normalised(convolution(72, 72)), nn.AdaptiveMaxPool2d(1)]
     head = [nn.Dropout(dropout), nn.Conv2d(72, classes, 1, bias=False)]
     return Network(*stem, *at_16, *at_8, *at_4, *head)
