@@ -27,7 +27,7 @@ import model
 from harness import devices
 from harness import settings as configuration
 from harness.errors import Parser, one_line_errors
-from train import Training, each_batch
+from train import AVERAGE_EVERY, Training, each_batch
 
 IMAGES, ROUNDS = 20_000, 3
 Work = Callable[[], Iterator[int]]  # yields numbers of images done
@@ -136,6 +136,7 @@ def fixed_batch(training: Training) -> Iterator[int]:
     images, labels = next(training.loader.epoch())
     while True:
         for _ in each_batch(training.update, [(images, labels)], training.sums):
+            training.step = (training.step + 1) % AVERAGE_EVERY
             synchronise(training.device)
             yield len(images)
 

@@ -194,15 +194,20 @@ def test_first_epochs_see_small_images(call, arguments, monkeypatch):
 
 
 def test_averaged_weights_are_the_moving_average_of_the_weights(start):
-    training = start("average=0.15", "small_epochs=0")
-    expected = None
+    training = start("average=0.35", "small_epochs=0", "batch_size=4")
+    steps = len(training.loader)
+    averaging = [step for step in range(steps) if (steps - 1 - step) % train.AVERAGE_EVERY == 0]
+    assert averaging == [1, 5]  # the last step of an epoch is always one
+    expected, before = None, -1
     for step, batch in enumerate(training.loader.epoch()):
         training.forward.train()
         training.update(*batch)
         training.step = step + 1
         weight = training.network[2].weight.detach().clone()
-        decay = min(0.15, (1 + step) / (10 + step))  # 0.1, then 0.15
-        expected = decay * expected + (1 - decay) * weight if step else weight
+        if step in averaging:
+            decay = min(0.35, (1 + step) / (10 + step)) ** (step - before)
+            expected = weight if expected is None else decay * expected + (1 - decay) * weight
+            before = step
     averaged = training.average.module[2].weight
     assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, weight, atol=1e-4)
 
