@@ -32,7 +32,7 @@ from harness.settings import Settings, dump, left_out, parse
 # Images (B×3×32×32) and labels (B, of mixed images B×classes) to logits (B×classes) and losses (B).
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TEST_BATCH = 250  # images; on a CPU 1,000 do not fit the cache, and testing `s8` takes 1.5 times as long
-AVERAGE_EVERY = 4  # steps; averaging after each of them takes 2% longer and brings nothing
+AVERAGE_EVERY = 4  # steps from one move of the average to the next; moving it at each takes 2% more time
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,7 +138,7 @@ class Training:
         self.begin_epoch()
 
     def update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A step of SGD and of the moving average of the weights."""
+        """A step of SGD; every fourth moves the average of the weights, too."""
         self.begin_step()
         logits, losses = self.score(self.forward, images, labels)
         self.losses.add(self.current.drawn, losses)
@@ -186,7 +186,7 @@ class Training:
             group["lr"] = lr * warmup
 
     def move_average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        """A step of the moving average; its decay rises, lest its first weights hold back a short run."""
+        """Move by the steps since the last move; the decay rises, lest first weights hold back short runs."""
         steps = len(self.rows) * len(self.loader) + self.step
         decay = min(self.settings.average, (1 + steps) / (10 + steps))
         get_ema_multi_avg_fn(decay ** min(AVERAGE_EVERY, 1 + self.step))(averaged, current, updates)
