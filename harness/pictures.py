@@ -117,16 +117,23 @@ def label(
 
 
 def grid(images: Tensor, captions: Sequence[str], columns: int, title: str) -> Figure:
-    """Pictures (N×3×H×W, uint8) in rows, each under its caption of two lines at most."""
+    """Pictures (N×3×H×W, uint8) in rows, each under its caption of two lines at most.
+
+    All in one panel, whose unit is the inch: with a panel each it takes five times as long to draw.
+    """
+    width, height, side = 1.45, 1.75, 1.3  # of a place and of the picture in it
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.45 * columns, 1.75 * rows + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, image, caption in zip(panels, images, captions):
-        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(caption, fontsize=8, linespacing=1.3)
+    figure = Figure(figsize=(width * columns, height * rows + 0.5))
+    figure.suptitle(title, fontsize=11, y=1 - 0.25 / figure.get_figheight(), va="center")
+    axes = figure.add_axes((0, 0, 1, height * rows / figure.get_figheight()))
+    for number, (image, caption) in enumerate(zip(images, captions)):
+        row, column = divmod(number, columns)
+        middle, bottom = (column + 0.5) * width, (row + 1) * height - 0.05
+        frame = (middle - side / 2, middle + side / 2, bottom, bottom - side)
+        axes.imshow(image.permute(1, 2, 0).numpy(), extent=frame, aspect="auto", interpolation="nearest")
+        axes.text(middle, frame[3] - 0.05, caption, ha="center", va="bottom", fontsize=8, linespacing=1.3)
+    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0))
+    axes.axis("off")
     return figure
 
 
