@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from conftest import FILES
+from conftest import FILES, settings_of_run
 from soak import launch
 
 import train
@@ -17,11 +17,8 @@ from harness import checkpoint, devices, folder, settings
 from harness.metrics import Losses
 
 
-def gradients(rank, world, address, pairs, path):
-    """On rank 0, save the gradients after each update of an epoch, whose last batch is short."""
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def gradients(pairs):
+    """The gradients after each update of an epoch, whose last batch is short."""
     chosen = settings.resolve(settings.read(pairs))
     training = train.Training(chosen, train.load_data(chosen), torch.device("cpu"))
     found = []
@@ -30,41 +27,63 @@ def gradients(rank, world, address, pairs, path):
         training.forward.eval()  # BatchNorm's own statistics would differ between one process and several
         training.update(*batch)
         found += [weight.grad.clone() for weight in training.network.parameters() if weight.requires_grad]
-    if rank == 0:
-        torch.save(found, path)
-    if world > 1:
-        del training
-        devices.leave()
-        tasks = Path("/proc/self/task").glob("*")  # none where there is no /proc
-        threads = [Path(task, "comm").read_text() for task in tasks]
-        assert not any("gloo" in name for name in threads), threads
+    return found
 
 
-def test_gradients_of_two_ranks_are_those_of_one_process(arguments, tmp_path):
-    pairs = [*arguments, "precision=float32", "dropout=0", "small_epochs=0"]
-    gradients(0, 1, None, pairs, tmp_path / "one.pt")
-    torch.multiprocessing.spawn(
-        gradients, (2, (tmp_path / "meeting").as_uri(), pairs, tmp_path / "two.pt"), nprocs=2
-    )
-    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
-    assert len(one) == len(two) > 0
-    for a, b in zip(one, two):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-7)
+def agreements(rank):
+    """What a rank learns of the other's numbers."""
+    learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
+    asked = [batch for batch in range(100) if devices.time_to_agree(batch)]
+    losses = Losses(6, torch.device("cpu"))
+    losses.add(torch.tensor([1 + rank]), torch.tensor([2.5]))
+    losses.settle(torch.tensor([1, 2]))
+    losses.add(torch.tensor([2 - rank]), torch.tensor([1.5]))  # in the next epoch each has the other's image
+    first = losses.known.tolist()
+    losses.settle(torch.tensor([1, 2]))
+    total = devices.total(torch.tensor([1.0, rank])).tolist()
+    return learnt, asked, total, first, losses.known.tolist()
 
 
-def test_torchrun_gives_one_set_of_files_and_counts_each_image_once(arguments, tmp_path):
-    process = launch(*arguments, ranks=2)
-    out, error = process.communicate(timeout=120)
-    run = tmp_path / "run"
-    assert process.returncode == 0, error
-    assert out.count("epoch   2/2") == 1 and "2 ranks" in out
-    assert sorted(path.name for path in run.iterdir()) == FILES
-    rows = folder.read_metrics(run / "metrics.csv")
-    assert [row.epoch for row in rows] == [1, 2]
-    for part, images in (("train", 21), ("test", 12)):
-        for row in rows:
-            right = getattr(row, f"{part}_accuracy") * images / 100
-            assert right == pytest.approx(round(right), abs=1e-3)
+def be_a_rank(rank, root, pairs):
+    """Save what one of two ranks finds, and leave no thread behind."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=(root / "meeting").as_uri(), rank=rank, world_size=2)
+    torch.save((agreements(rank), gradients(pairs)), root / f"rank{rank}.pt")
+    devices.leave()
+    tasks = Path("/proc/self/task").glob("*")  # none where there is no /proc
+    threads = [Path(task, "comm").read_text() for task in tasks]
+    assert not any("gloo" in name for name in threads), threads
+
+
+@pytest.fixture(scope="module")
+def deterministic(pictures):
+    """Settings under which one process and several compute the same."""
+    same = ["precision=float32", "dropout=0", "small_epochs=0"]
+    return [*settings_of_run(pictures, "unused"), *same]
+
+
+@pytest.fixture(scope="module")
+def ranks(deterministic, tmp_path_factory):
+    """What each of two ranks found: its agreements and its gradients. One start serves several tests."""
+    root = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(be_a_rank, (root, deterministic), nprocs=2)
+    return [torch.load(root / f"rank{rank}.pt") for rank in range(2)]
+
+
+def test_gradients_of_two_ranks_are_those_of_one_process(ranks, deterministic):
+    one = gradients(deterministic)
+    for _, two in ranks:
+        assert len(one) == len(two) > 0
+        for a, b in zip(one, two):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-7)
+
+
+def test_ranks_agree_on_the_largest_and_ask_now_and_then(ranks):
+    for (learnt, asked, total, first, second), _ in ranks:
+        assert first == [0, 2.5, 2.5, 0, 0, 0] and second == [0, 1.5, 1.5, 0, 0, 0]
+        assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
+        assert asked[0] == 0 and 4 < len(asked) < 20
+    assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
 
 
 def test_torchrun_shows_an_error_once(arguments, tmp_path):
@@ -84,34 +103,8 @@ def test_a_batch_smaller_than_the_ranks_is_refused(arguments, monkeypatch, call)
     assert code == 2 and "batch_size=8" in error and len(error.splitlines()) == 1
 
 
-def agreements(rank, address, path):
-    """Save what a rank learns of the other's number."""
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
-    asked = [batch for batch in range(100) if devices.time_to_agree(batch)]
-    losses = Losses(6, torch.device("cpu"))
-    losses.add(torch.tensor([1 + rank]), torch.tensor([2.5]))
-    losses.settle(torch.tensor([1, 2]))
-    losses.add(torch.tensor([2 - rank]), torch.tensor([1.5]))  # in the next epoch each has the other's image
-    first = losses.known.tolist()
-    losses.settle(torch.tensor([1, 2]))
-    total = devices.total(torch.tensor([1.0, rank])).tolist()
-    torch.save((learnt, asked, total, first, losses.known.tolist()), path.with_suffix(f".{rank}"))
-    devices.leave()
-
-
-def test_ranks_agree_on_the_largest_and_ask_now_and_then(tmp_path):
-    torch.multiprocessing.spawn(agreements, ((tmp_path / "meeting").as_uri(), tmp_path / "out"), nprocs=2)
-    for rank in range(2):
-        learnt, asked, total, first, second = torch.load((tmp_path / "out").with_suffix(f".{rank}"))
-        assert first == [0, 2.5, 2.5, 0, 0, 0] and second == [0, 1.5, 1.5, 0, 0, 0]
-        assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
-        assert asked[0] == 0 and 4 < len(asked) < 20
-    assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_two_ranks_stop_together_and_resume(arguments, tmp_path):
+def test_two_ranks_make_one_run_stop_together_and_resume(arguments, tmp_path):
     run = tmp_path / "run"
     process = launch(*arguments, "epochs=5000", ranks=2)
     for line in process.stdout:
@@ -122,8 +115,14 @@ def test_two_ranks_stop_together_and_resume(arguments, tmp_path):
     assert process.returncode != 0 and error.count("stopped and saved; go on with") == 1, error
     done = len(checkpoint.load(run / "last.pt")["rows"])
     out, error = launch("--resume", run, f"epochs={done + 1}", ranks=2).communicate(timeout=120)
-    assert "test accuracy" in out, error
-    assert [row.epoch for row in folder.read_metrics(run / "metrics.csv")] == list(range(1, done + 2))
+    assert "2 ranks" in out and out.count("\nepoch ") == out.count("look closer") == 1, error
+    assert sorted(path.name for path in run.iterdir()) == FILES
+    rows = folder.read_metrics(run / "metrics.csv")
+    assert [row.epoch for row in rows] == list(range(1, done + 2))
+    for part, images in (("train", 21), ("test", 12)):
+        for row in rows:  # each image was counted once
+            right = getattr(row, f"{part}_accuracy") * images / 100
+            assert right == pytest.approx(round(right), abs=1e-3)
 
 
 def test_a_run_in_a_thread_trains_without_signals(arguments, tmp_path):

@@ -356,6 +356,6 @@ def test_held_out_images_are_scored_and_named(call, arguments, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_a_run_killed_three_times_is_the_run_that_was_not(arguments, tmp_path):
-    asked = [*arguments[:-1], "epochs=120", "checkpoint_minutes=0.001"]
+    asked = [*arguments[:-1], "epochs=60", "checkpoint_minutes=0.001"]
     sent, _, equal = soak(asked, tmp_path, 3, random.Random(0))
     assert equal and sorted(sent) == ["SIGINT", "SIGKILL", "SIGTERM"]
