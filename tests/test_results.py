@@ -67,6 +67,21 @@ def test_single_runs_are_those_recorded(name, start):
     assert f"| {accuracy:.2f}% (1 seed) | {seconds:,.0f} |" in row("README.md", start)
 
 
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        ("| `fast`, seed 0 |", "sitting-zen3-fast-seed0"),
+        ("| `fast`, seed 1 |", "sitting-zen3-fast-seed1"),
+        ("| first step |", "sitting-fast"),
+        ("| version before |", "sitting-before"),
+    ],
+)
+def test_the_sittings_with_s8_are_those_recorded(start, name):
+    accuracy, *seconds = figures(ROOT / "results/trials" / name)
+    columns = " | ".join(f"{each:,.0f}" for each in seconds)
+    assert row("docs/fast.md", start).startswith(f"{start} {accuracy:.2f}% | {columns} |")
+
+
 def test_the_shipped_weights_are_those_of_the_published_run():
     saved = checkpoint.load(SHIPPED)
     assert (saved["network"], round(saved["test_accuracy"], 3)) == ("accurate", figures(RUNS["accurate"])[0])
