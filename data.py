@@ -37,7 +37,7 @@ class Split(NamedTuple):
     labels: Tensor  # N, int64
 
 
-class About(NamedTuple):
+class Info(NamedTuple):
     """What has to be known of a data set to use a network trained on it."""
 
     source: str
@@ -47,12 +47,14 @@ class About(NamedTuple):
     train_images: int
     scored_images: int
     scored_on: str  # "test", or "held-out" where training images kept aside take the place of the test images
+    train_digest: str = ""
+    test_digest: str = ""
 
 
 class Dataset(NamedTuple):
     """A data set in memory."""
 
-    about: About
+    info: Info
     train: Split
     test: Split
 
@@ -103,7 +105,7 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
             if len(split.labels.unique()) < len(classes):
                 raise DataError(f"holdout={holdout}: leaves a class without images; choose another number")
     counts = len(train.labels), len(test.labels)
-    return Dataset(About(source, classes, *moments(train.images), *counts, scored_on), train, test)
+    return Dataset(Info(source, classes, *moments(train.images), *counts, scored_on), train, test)
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
@@ -311,6 +313,11 @@ def shrink(split: Split, size: int) -> Split:
     return Split(torch.cat(chunks).contiguous(memory_format=torch.channels_last), split.labels)
 
 
+def left_out(share: float, epochs: int, epoch: int) -> float:
+    """The share of the images that an epoch, from 0, leaves out: 0 in the first fifth and the last two."""
+    return share if epochs / 5 <= epoch < epochs - 2 else 0.0
+
+
 def kept(images: int, share: float, batch_size: int) -> int:
     """How many of the images an epoch trains on that leaves out `share` of them.
 
@@ -319,19 +326,36 @@ def kept(images: int, share: float, batch_size: int) -> int:
     return min(images, math.ceil((1 - share) * images / batch_size) * batch_size)
 
 
-class Loader:
-    """Batches of normalised images (B×3×32×32 float32) and labels, cut on the device a batch at once.
+def least_known(losses: Tensor, share: float, batch_size: int) -> Tensor:
+    """Indices of the images to train on, in rising order: without the `share` of the lowest `losses` (N).
 
-    With a `seed` every image comes once an epoch in fresh order, without one they keep theirs; the last
-    short batch is included. Labels are classes (B, int64), or, where images are mixed, the share of
-    each class (B×classes). `batch_size` counts the images of all `world` ranks; rank r takes every
-    world-th from r. Nothing here waits for the device within an epoch.
+    What the network knows teaches it little, after Jiang et al., "Accelerating Deep Learning by Focusing
+    on the Biggest Losers" (2019).
+    """
+    return losses.topk(kept(len(losses), share, batch_size)).indices.sort().values
+
+
+class Batch(NamedTuple):
+    """What a network is trained or tested on at once."""
+
+    images: Tensor  # B×3×32×32, float32, normalised
+    labels: Tensor  # classes (B, int64) or, where images are mixed, the share of each class (B×classes)
+    indices: Tensor  # B: which images of the split these are
+    images_on_all_ranks: int
+
+
+class Loader:
+    """Batches of normalised images, cut on the device a batch at once.
+
+    With a `seed` every image comes once per epoch in fresh order, without one they keep theirs; the last
+    short batch is included. `batch_size` counts the images of all `world` ranks; rank r takes every world-th
+    from r. Nothing here waits for the device within an epoch.
     """
 
     def __init__(
         self,
         split: Split,
-        about: About,
+        info: Info,
         batch_size: int,
         device: torch.device | str = "cpu",
         augmentation: Augmentation | None = None,
@@ -340,36 +364,23 @@ class Loader:
         world: int = 1,
     ) -> None:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.augmentation, self.classes = augmentation or Augmentation(), len(about.classes)
+        self.augmentation, self.classes = augmentation or Augmentation(), len(info.classes)
         self.labels = split.labels.to(device)
-        self.among = torch.arange(len(self.labels), device=device)  # the images that an epoch draws from
         self.size, crop = split.images.shape[-1], self.augmentation.crop
         padded = F.pad(split.images, (crop,) * 4, mode="reflect")
         padded = padded.contiguous(memory_format=torch.channels_last).to(device)
         # All crops of all images as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only few are ever copied.
         self.windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        values = torch.tensor([about.mean, about.std], device=device).view(2, 1, 3, 1, 1) * 255
-        # A value a pixel, not a channel: a CPU then subtracts whole rows, not three values at a time.
+        values = torch.tensor([info.mean, info.std], device=device).view(2, 1, 3, 1, 1) * 255
+        # A value per pixel, not per channel: a CPU then subtracts whole rows, not three values at a time.
         self.mean, self.std = (
             value.expand(1, 3, self.size, self.size).contiguous(memory_format=torch.channels_last)
             for value in values
         )
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.among) / self.batch_size)
-
-    def leave_out(self, share: float, losses: Tensor) -> None:
-        """Have epochs leave out this share of the images from now on: those of the lowest `losses` (N).
-
-        What the network knows teaches it little, after Jiang et al., "Accelerating Deep Learning by Focusing
-        on the Biggest Losers" (2019).
-        """
-        count = kept(len(self.labels), share, self.batch_size)
-        self.among = losses.topk(count).indices.sort().values
-
-    def images_in(self, batch: int) -> int:
-        """How many images a batch has on all ranks together; the last of an epoch may have fewer."""
-        return min(self.batch_size, len(self.among) - batch * self.batch_size)
+    def steps(self, images: int | None = None) -> int:
+        """How many batches so many images make; without a number, all of them."""
+        return math.ceil((len(self.labels) if images is None else images) / self.batch_size)
 
     def plain(self, count: int) -> Tensor:
         """About `count` images (N×3×32×32), spread evenly, normalised and otherwise as they are."""
@@ -379,48 +390,51 @@ class Loader:
 
     def seen(self, count: int) -> tuple[Tensor, Tensor]:
         """The first images of an epoch as the network sees them (N×3×32×32, uint8), and their labels."""
-        images, labels = (part[:count] for part in next(self.epoch()))
-        return (images * self.std + self.mean).round().clamp(0, 255).to("cpu", torch.uint8), labels
+        batch = next(self.batches())
+        images = (batch.images[:count] * self.std + self.mean).round().clamp(0, 255)
+        return images.to("cpu", torch.uint8), batch.labels[:count]
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `start`, `start` + 1, … of an epoch: images and labels. `drawn` are their numbers."""
-        choices, n = self.choices(epoch), len(self.among)
+    def batches(self, epoch: int = 0, start: int = 0, images: Tensor | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of an epoch over the `images` of these indices, or over all."""
+        if images is None:
+            images = torch.arange(len(self.labels), device=self.labels.device)
+        choices, n = self.choices(epoch, images), len(images)
         for first in range(start * self.batch_size, n, self.batch_size):
-            part = slice(first + self.rank, min(first + self.batch_size, n), self.world)
-            chosen = Choices(*(choice[..., part] for choice in choices))
-            self.drawn = chosen.order
-            yield self.batch(chosen)
+            end = min(first + self.batch_size, n)
+            mine = Choices(*(choice[..., first + self.rank : end : self.world] for choice in choices))
+            yield Batch(*self.cut(mine), mine.order, end - first)
 
-    def choices(self, epoch: int) -> Choices:
-        """The choices of the images of an epoch; how many there are, the seed and the epoch decide them."""
-        n, how = len(self.among), self.augmentation
+    def choices(self, epoch: int, images: Tensor) -> Choices:
+        """The choices for the images of an epoch; how many there are, the seed and the epoch decide them."""
+        n, augmentation = len(images), self.augmentation
         generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + epoch)
         drawn = Choices(
             order=torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator),
-            shift=torch.randint(0, 2 * how.crop + 1, (2, n), generator=generator),
-            mirror=torch.rand(n, generator=generator) < 0.5 * how.flip,
+            shift=torch.randint(0, 2 * augmentation.crop + 1, (2, n), generator=generator),
+            mirror=torch.rand(n, generator=generator) < 0.5 * augmentation.flip,
             hole=torch.randint(0, self.size, (2, n), generator=generator),
-            angle=(torch.rand(n, generator=generator) * 2 - 1) * math.radians(how.rotate),
-            colours=1 + (torch.rand((3, n), generator=generator) * 2 - 1) * how.colour,
+            angle=(torch.rand(n, generator=generator) * 2 - 1) * math.radians(augmentation.rotate),
+            colours=1 + (torch.rand((3, n), generator=generator) * 2 - 1) * augmentation.colour,
             mixture=torch.rand((2, n), generator=generator),
             place=torch.randint(0, self.size, (2, n), generator=generator),
         )
         drawn = Choices(*(choice.to(self.labels.device) for choice in drawn))
-        return drawn._replace(order=self.among[drawn.order])
+        return drawn._replace(order=images[drawn.order])
 
-    def batch(self, chosen: Choices) -> tuple[Tensor, Tensor]:
+    def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
         """The images and labels of a batch, changed as chosen."""
-        how, (top, left) = self.augmentation, chosen.shift
+        augmentation, (top, left) = self.augmentation, chosen.shift
         images, labels = self.windows[chosen.order, :, top, left], self.labels[chosen.order]
         images = torch.where(chosen.mirror[:, None, None, None], images.flip(3), images).float()
-        if how.colour:
+        if augmentation.colour:
             images = recolour(images, *chosen.colours[..., None, None, None])
         images.sub_(self.mean).div_(self.std)
-        if how.rotate:
+        if augmentation.rotate:
             images = turn(images, chosen.angle)
-        if how.cutout:
-            images.masked_fill_(squares(chosen.hole, chosen.hole.new_full((1,), how.cutout), self.size), 0)
-        if how.mixup or how.cutmix:
+        if augmentation.cutout:
+            side = chosen.hole.new_full((1,), augmentation.cutout)
+            images.masked_fill_(squares(chosen.hole, side, self.size), 0)
+        if augmentation.mixup or augmentation.cutmix:
             images, labels = self.mixed(images, labels, chosen)
         return images, labels
 
@@ -473,18 +487,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data_dir", nargs="?", default="data")
     arguments = parser.parse_args(argv)
     try:
-        about, train, test = load(arguments.dataset, arguments.data_dir)
+        info, train, test = load(arguments.dataset, arguments.data_dir)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{about.source}: {about.train_images:,} training and {about.scored_images:,} test images "
+        f"{info.source}: {info.train_images:,} training and {info.scored_images:,} test images "
         f"of {SIZE}×{SIZE} pixels"
     )
-    mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in (about.mean, about.std))
+    mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in (info.mean, info.std))
     print(f"mean {mean}   standard deviation {std}")
-    counts = [split.labels.bincount(minlength=len(about.classes)).tolist() for split in (train, test)]
-    for name, in_train, in_test in zip(about.classes, *counts):
+    counts = [split.labels.bincount(minlength=len(info.classes)).tolist() for split in (train, test)]
+    for name, in_train, in_test in zip(info.classes, *counts):
         print(f"{name:>20}  {in_train:>7,} train  {in_test:>7,} test")
     return 0
 

@@ -10,67 +10,67 @@ It is called so:
     torchrun --nproc-per-node 4 train.py     # several devices
 """
 
+import copy
+import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import data
 import model
-from harness import checkpoint, devices, folder, pictures, report
+from data import Augmentation, Batch, Dataset, Loader
+from harness import checkpoint, devices, pictures, report
 from harness.errors import UserError, one_line_errors
-from harness.metrics import Losses, Row, Sums
-from harness.settings import Settings, dump, left_out, parse
-
-# Images (B×3×32×32) and labels (B, of mixed images B×classes) to logits (B×classes) and losses (B).
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-TEST_BATCH = 250  # images; on a CPU 1,000 do not fit the cache, and testing `s8` takes 1.5 times as long
-AVERAGE_EVERY = 4  # steps from one move of the average to the next; moving it at each takes 2% more time
+from harness.evaluation import TEST_BATCH, evaluate
+from harness.folder import run_folder
+from harness.metrics import Meter, Row
+from harness.settings import Settings, parse
 
 
 def main(argv: list[str] | None = None) -> int:
     """Do what the command line asks. Returns 0 done, 1 cannot write, 2 the user's mistake, 128 + signal."""
     with devices.ranks(), one_line_errors(data.DataError, model.NetworkError) as outcome:
-        settings, command = parse(argv, __doc__)
+        command, settings, path = parse(argv, __doc__)
         if command == "evaluate":
-            evaluate(settings)
+            evaluate(settings, path)
         else:
-            run(settings, resume=command == "resume")
+            run(settings, resume=path)
     return outcome.code
 
 
-def run(settings: Settings, resume: bool = False) -> None:
+def run(settings: Settings, resume: Path | None = None) -> None:
     """Settings -> device -> data -> network -> epochs -> run folder."""
     device = devices.pick(settings.device)
-    with folder.held(Path(settings.out), resume, settings.tensorboard) as (out, saved):
+    with run_folder(settings, resume) as folder:
         training = Training(settings, load_data(settings), device)
-        if saved:
-            checkpoint.restore(training, saved)
-        elif settings.weights:
-            checkpoint.start_from(training, Path(settings.weights))
-        report.start(settings, device, training.about, training.network)
-        out.write("config.yaml", dump(settings))
-        if not saved:
-            out.save(training)  # from here on there is something to resume
-        out.draw("samples", pictures.samples(*training.loader.seen(32), training.about))
-        with devices.StopSignal() as stop:
-            while len(training.rows) < settings.epochs:
-                for batch, _ in enumerate(training.epoch()):
-                    if devices.time_to_agree(batch):
-                        out.attend(training, stop)
-                report.epoch(settings, training.about, training.rows, training.test_seconds)
-                out.save(training)
-    report.end(settings, training.about, training.rows)
+        if settings.weights and not resume:
+            networks = [training.network, training.average.network]
+            checkpoint.start_from(networks, Path(settings.weights), training.info.classes)
+        folder.begin(training, training.info)  # with --resume goes back to the checkpoint
+        report.start(settings, device, training.info, training.network)
+        if resume:
+            report.resumed(settings, folder.saved["settings"], training.epoch, training.lr)
+        folder.draw("samples", lambda: pictures.samples(*training.large.seen(32), training.info))
+        while training.epoch < settings.epochs:
+            train = train_epoch(training, folder.after_batch)
+            test = test_epoch(training, folder.after_batch)
+            training.end_epoch(train, test)
+            folder.after_epoch(training)  # prints the line; metrics.csv, last.pt, best.pt
+        report.end(folder.path, device, training.info, training.rows)
 
 
-def load_data(settings: Settings) -> data.Dataset:
+def load_data(settings: Settings) -> Dataset:
     """The data set, which the first rank may have to fetch or decode before the others read it."""
     with devices.first_rank_first():
         return data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
@@ -84,163 +84,230 @@ class Training:
     and rank, so none is kept.
     """
 
-    def __init__(self, settings: Settings, dataset: data.Dataset, device: torch.device) -> None:
-        self.settings, self.about, self.device = settings, dataset.about, device
+    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
+        self.settings, self.info, self.device = settings, dataset.info, device
         self.autocast = devices.autocast(device, settings.precision)
-        self.loader = training_loader(settings, dataset, data.SIZE, device)
-        self.small_loader = self.loader
-        if settings.small_epochs:
-            self.small_loader = training_loader(settings, dataset, settings.small_size, device)
-        self.losses = Losses(len(dataset.train.labels), device)
-        share, batch_size = devices.share(), TEST_BATCH * devices.world()
-        self.test_loader = data.Loader(dataset.test, dataset.about, batch_size, device, **share)
-        self.network = fresh_network(settings, self.loader, device)
-        self.average = AveragedModel(self.network, multi_avg_fn=self.move_average, use_buffers=True)
-        self.forward = devices.parallel(self.network)
-        devices.compile(self.network, device, settings.compile)
-        of_sgd = {name: getattr(settings, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
-        self.optimizer = SGD(self.network.parameters(), fused=True, **of_sgd)
-        self.scheduler = StepLR(self.optimizer, settings.step_size, settings.gamma)
+        self.large = training_loader(settings, dataset, data.SIZE, device)
+        self.small = self.large
+        if settings.epochs_on_small:
+            self.small = training_loader(settings, dataset, settings.small_size, device)
+        batch_size = TEST_BATCH * devices.world()
+        self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.share())
+        self.network = fresh_network(settings, self.large, device)
+        self.average = MovingAverage(self.network)
+        self.parallel = devices.parallel(self.network)  # for the passes whose gradients the ranks share
+        if settings.compile:
+            devices.compiled(self.network, device)
+        self.optimizer = SGD(
+            self.network.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
+        self.lr, self.lr_since = settings.lr, 0  # the learning rate now; the epoch in which settings.lr held
         self.rows: list[Row] = []  # one for each epoch done
+        self.losses = torch.zeros(len(dataset.train.labels), device=device)  # of each image, when last seen
         self.test_seconds = 0.0  # of the last test
-        self.begin_epoch()
+        # Of the epoch under way: steps done and all steps, seconds, the images it trains on, their means.
+        self.step, self.steps, self.seconds = 0, self.large.steps(), 0.0
+        self.images = torch.arange(len(self.losses), device=device)
+        self.meter = Meter(device, "epoch 1", self.lr)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done, and so the number, from 0, of the one under way."""
+        return len(self.rows)
+
+    @property
+    def loader(self) -> Loader:
+        """Batches of the training images, in the first epochs on smaller ones."""
+        return self.small if self.epoch < self.settings.epochs_on_small else self.large
 
     def begin_epoch(self) -> None:
-        """Forget the batches of the epoch before, and choose the images of the next."""
-        self.step, self.seconds, self.sums = 0, 0.0, self.new_sums("epoch")
-        done = len(self.rows)
-        self.current = self.small_loader if done < self.settings.small_epochs else self.loader
-        self.current.leave_out(left_out(self.settings, done), self.losses.known)
+        """Choose the images of the epoch: all, or those that the network knows least."""
+        share = self.settings.left_out(self.epoch)
+        self.images = data.least_known(self.losses, share, self.settings.batch_size)
+        self.losses[self.images] = 0  # every rank notes the losses of its own images; all_losses adds them up
+        self.steps = self.loader.steps(len(self.images))
+        self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
-    def new_sums(self, place: str) -> Sums:
-        """Sums over no batch yet."""
-        return Sums(self.device, f"{place} {len(self.rows) + 1}", self.scheduler.get_last_lr()[0])
-
-    def epoch(self) -> Iterator[None]:
-        """Train the rest of the epoch under way, test, and add its row. Yields after every batch."""
-        done, lr = len(self.rows), self.scheduler.get_last_lr()[0]
-        before, began = self.seconds, time.perf_counter()
-        self.forward.train()
-        with report.Bar(done + 1, len(self.current), self.step) as bar:
-            for _ in each_batch(self.update, self.current.epoch(done, self.step), self.sums):
-                self.step += 1
-                self.seconds = before + time.perf_counter() - began
-                bar.show(self.sums)
-                yield
-        train = self.sums.means()
-        self.seconds = before + time.perf_counter() - began
-        test = yield from self.test()
-        self.losses.settle(self.current.among)  # a run stopped in the test needs them as they were
-        self.rows.append(Row(done + 1, lr, *train, *test, self.seconds))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr  # without the warm-up's factor: StepLR multiplies what it finds
+    def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
+        """Add the row of the epoch, mean loss and accuracy of both parts; the learning rate falls if due."""
+        self.rows.append(Row(self.epoch + 1, self.lr, *train, *test, self.seconds))
+        self.losses = self.all_losses()
+        self.step, self.seconds = 0, 0.0
+        set_lr(self.optimizer, self.lr)  # without the warm-up's factor: StepLR multiplies what it finds
         self.scheduler.step()
-        self.begin_epoch()
+        self.lr = self.optimizer.param_groups[0]["lr"]
 
-    def update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A step of SGD; every fourth moves the average of the weights, too."""
-        self.begin_step()
-        logits, losses = self.score(self.forward, images, labels)
-        self.losses.add(self.current.drawn, losses)
-        self.optimizer.zero_grad()
-        self.mean(losses).backward()
-        self.optimizer.step()
-        if (len(self.current) - self.step) % AVERAGE_EVERY == 1:  # so the last step of an epoch is one
-            self.average.update_parameters(self.network)
-        return logits, losses
+    def all_losses(self) -> Tensor:
+        """The loss of each image (N) when a rank last saw it; 0 for those yet to come in this epoch."""
+        losses = self.losses.clone()
+        losses[self.images] = devices.total(losses[self.images]).to(self.device)
+        return losses
 
-    @torch.no_grad()
-    def answer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The averaged network's answer, without training it."""
-        return self.score(self.average.module, images, labels)
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, and to use the network. UserError if its loss is no longer finite."""
+        return checkpoint.about(self.settings, self.info) | {
+            "weights": self.average.network.state_dict(),
+            "test_accuracy": self.rows[-1].test_accuracy if self.rows else None,
+            "training": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "lr_since": self.lr_since,
+            "rows": [list(row) for row in self.rows],
+            "step": self.step,
+            "seconds": self.seconds,
+            "meter": self.meter.total(),
+            "images": self.images,
+            "losses": self.all_losses(),
+        }
 
-    def score(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward pass, in the precision of the run, and the losses."""
-        with self.autocast:
-            logits = network(images).float()
-        smoothing = self.settings.label_smoothing
-        return logits, F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was called, with the settings of now.
 
-    def mean(self, losses: Tensor) -> Tensor:
-        """The losses' mean over the batches of all ranks, whose gradients are averaged later."""
-        return losses.sum() * (devices.world() / self.current.images_in(self.step))
-
-    def test(self) -> Generator[None, None, tuple[float, float]]:
-        """Mean loss and accuracy in percent on the test images. Yields after every batch."""
-        began, sums = time.perf_counter(), self.new_sums("the test of epoch")
-        devices.share_buffers(self.average.module)
-        self.average.eval()
-        for _ in each_batch(self.answer, self.test_loader.epoch(), sums):
-            yield
-        means = sums.means()
-        self.test_seconds = time.perf_counter() - began
-        return means
-
-    def begin_step(self) -> None:
-        """Set dropout's choices and the learning rate, which rises over the first `warmup_epochs`."""
-        settings, epoch, steps = self.settings, len(self.rows), len(self.current)
-        seed = ((settings.seed * 1_000_003 + epoch) * 1_000_003 + self.step) * 1009 + devices.rank()
-        devices.seed(self.device, seed & 2**63 - 1)
-        warmup = min(1, (epoch * steps + self.step + 1) / max(1, settings.warmup_epochs * steps))
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr * warmup
-
-    def move_average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        """Move by the steps since the last move; the decay rises, lest first weights hold back short runs."""
-        steps = len(self.rows) * len(self.loader) + self.step
-        decay = min(self.settings.average, (1 + steps) / (10 + steps))
-        get_ema_multi_avg_fn(decay ** min(AVERAGE_EVERY, 1 + self.step))(averaged, current, updates)
+        A changed `lr` is the learning rate from here on; it falls when it would have fallen anyway.
+        """
+        model.load_weights(self.average.network, state["weights"])
+        model.load_weights(self.network, state["training"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        self.rows = [Row(*row) for row in state["rows"]]
+        changed = self.settings.lr != state["settings"]["lr"]
+        self.lr_since = self.epoch if changed else state["lr_since"]
+        self.optimizer.step()  # does nothing without gradients, but StepLR wants to see it first
+        for epoch in range(self.epoch + 1):
+            if epoch > 0:
+                self.scheduler.step()
+            if epoch == self.lr_since:
+                set_lr(self.optimizer, self.settings.lr)
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.images = state["images"].to(self.device)
+        self.steps = self.loader.steps(len(self.images))
+        self.losses.copy_(state["losses"])
+        if devices.rank() > 0:
+            self.losses[self.images] = 0  # the first rank holds what all of them noted
+        self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
+        self.meter.restore(state["meter"])
 
 
-def each_batch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], sums: Sums) -> Iterator[None]:
-    """A pass over batches, for training and testing alike."""
-    for images, labels in batches:
-        logits, losses = step(images, labels)
-        sums.add(logits, labels, losses)
-        yield
+class MovingAverage:
+    """A copy of a network whose weights and statistics follow it slowly: what is tested and kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).eval()
+        current, average = ([*each.parameters(), *each.buffers()] for each in (network, self.network))
+        pairs = [(mine, its) for mine, its in zip(average, current) if mine.is_floating_point()]
+        self.average, self.current = ([tensor.detach() for tensor in tensors] for tensors in zip(*pairs))
+
+    def update(self, decay: float) -> None:
+        """Keep this share of the average; the rest comes from the network as it is now."""
+        torch._foreach_lerp_(self.average, self.current, 1 - decay)
 
 
-def training_loader(
-    settings: Settings, dataset: data.Dataset, size: int, device: torch.device
-) -> data.Loader:
+def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
+    """Train on what is left of the epoch; mean loss and accuracy in percent over all of it."""
+    if training.step == 0:
+        training.begin_epoch()
+    training.network.train()
+    before, began = training.seconds, time.perf_counter()
+    for batch in training.loader.batches(training.epoch, training.step, training.images):
+        seed_dropout(training)
+        set_lr(training.optimizer, training.lr * warmup(training))
+        logits, losses = forward(training, training.parallel, batch)
+        (losses.sum() * devices.world() / batch.images_on_all_ranks).backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        training.average.update(decay(training))
+        training.losses[batch.indices] = losses.detach()
+        training.meter.add(logits, batch.labels, losses)
+        training.step += 1
+        training.seconds = before + time.perf_counter() - began
+        after_batch(training)  # the bar; saves when due; after Ctrl-C saves and raises Stopped
+    means = training.meter.means()  # waits for the device
+    training.seconds = before + time.perf_counter() - began
+    return means
+
+
+@torch.no_grad()
+def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
+    """Test the average of the weights; mean loss and accuracy in percent."""
+    devices.share_buffers(training.average.network)
+    meter = Meter(training.device, f"the test of epoch {training.epoch + 1}", training.lr)
+    began = time.perf_counter()
+    for batch in training.test_loader.batches():
+        logits, losses = forward(training, training.average.network, batch)
+        meter.add(logits, batch.labels, losses)
+        after_batch(training)
+    means = meter.means()
+    training.test_seconds = time.perf_counter() - began
+    return means
+
+
+def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (B×classes) and losses (B) of a batch, in the precision of the run."""
+    with training.autocast:
+        logits = network(batch.images).float()
+    smoothing = training.settings.label_smoothing
+    return logits, F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+
+
+def set_lr(optimizer: SGD, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def warmup(training: Training) -> float:
+    """The share of the learning rate at this step; it rises to 1 over the first `warmup_epochs`."""
+    done = training.epoch * training.steps + training.step + 1
+    return min(1, done / max(1, training.settings.warmup_epochs * training.steps))
+
+
+def decay(training: Training) -> float:
+    """The decay of the moving average at this step; it rises, lest first weights hold back short runs."""
+    done = training.epoch * training.large.steps() + training.step
+    return min(training.settings.average, (1 + done) / (10 + done))
+
+
+def seed_dropout(training: Training) -> None:
+    """Let dropout's choices follow from seed, epoch, step and rank."""
+    seed = (training.settings.seed * 1_000_003 + training.epoch) * 1_000_003 + training.step
+    devices.seed(training.device, (seed * 1009 + devices.rank()) & 2**63 - 1)
+
+
+def training_loader(settings: Settings, dataset: Dataset, size: int, device: torch.device) -> Loader:
     """Batches of the training images at `size`×`size` pixels, changed as the settings say."""
     split = dataset.train if size == data.SIZE else data.shrink(dataset.train, size)
-    how = data.Augmentation(*(getattr(settings, name) for name in data.Augmentation._fields))
-    how, batch_size, share = how.scaled(size / data.SIZE), settings.batch_size, devices.share()
-    loader = data.Loader(split, dataset.about, batch_size, device, how, settings.seed, **share)
-    if (smallest := loader.images_in(len(loader) - 1)) < devices.world():
-        few = f"leaves a batch of {smallest} for {devices.world()} devices"
+    augmentation = Augmentation(
+        flip=settings.flip,
+        crop=settings.crop,
+        rotate=settings.rotate,
+        colour=settings.colour,
+        cutout=settings.cutout,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+    ).scaled(size / data.SIZE)
+    batch_size, share = settings.batch_size, devices.share()
+    last = len(split.labels) % batch_size or batch_size
+    if min(last, batch_size) < devices.world():
+        few = f"leaves a batch of {last} for {devices.world()} devices"
         raise UserError(f"batch_size={batch_size}: {few}; choose another")
-    return loader
+    return Loader(split, dataset.info, batch_size, device, augmentation, settings.seed, **share)
 
 
-def fresh_network(settings: Settings, loader: data.Loader, device: torch.device) -> nn.Module:
+def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> nn.Module:
     """The network before training, its first convolution whitened if asked to."""
     torch.manual_seed(settings.seed)
     network = model.build(settings.network, loader.classes, settings.dropout)
+    if settings.epochs_on_small and not model.takes(network, settings.small_size):
+        small = f"images of {settings.small_size}×{settings.small_size} pixels, as the first epochs have"
+        raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:
         model.whiten(network, loader.plain(2000).cpu())
     return devices.place(network, device, settings.sync_batchnorm)
-
-
-def evaluate(settings: Settings) -> None:
-    """Print the test accuracy of a run, in total, by class and over several views, and draw its mistakes."""
-    if devices.world() > 1:
-        raise UserError("--evaluate needs one device only: start it with python, not torchrun")
-    path, device = Path(settings.out), devices.pick(settings.device)
-    saved, (about, _, test) = checkpoint.load(path / "last.pt", whole=True), load_data(settings)
-    checkpoint.check_same(saved, settings.network, about.classes)
-    network = model.ready(saved)[-1].to(device, memory_format=torch.channels_last)
-    images = data.Loader(test, about._replace(mean=saved["mean"], std=saved["std"]), TEST_BATCH, device)
-    with torch.no_grad(), devices.autocast(device, settings.precision):
-        logits = {
-            views: torch.cat([model.logits(network, batch, views).cpu() for batch, _ in images.epoch()])
-            for views in report.VIEWS
-        }
-    report.evaluation(settings, about, saved, test.labels, logits)
-    folder.write_picture(path / "confusion.png", pictures.confusion(test.labels, logits[1], about))
-    folder.write_picture(path / "mistakes.png", pictures.mistakes(test, logits[1], about))
-    print(f"pictures in {path}: confusion.png, mistakes.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Device and precision, the ranks of torchrun and what they agree on, Ctrl-C and SIGTERM."""
+"""Device and precision, the ranks of torchrun and what they agree on, Ctrl-C, SIGTERM, a closed terminal."""
 
 import contextlib
 import ctypes
@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -16,25 +17,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.errors import FirstRankFailed, UserError, say
 
 SHARED_BATCHES = 16  # so often several ranks ask each other whether to save or stop
+# SIGHUP: the terminal or ssh was closed. Windows has SIGBREAK for that and for Ctrl-Break.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOPPING = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def pick(name: str) -> torch.device:
-    """The device `name`, or for `auto` the first of cuda, mps and cpu. UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device `name`; `auto` is CUDA where torch has it, else the CPU. UserError if it is not there."""
     if name == "auto":
-        name = next(name for name in there if there[name])
-    if not there[name]:
-        raise UserError(f"device={name}: torch finds none on this machine; use device=auto or device=cpu")
-    if name == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         keep_memory()
-    return torch.device(name)
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch finds none on this machine; use device=auto or device=cpu")
+    number, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= devices:
+        raise UserError(
+            f"torch finds {devices} CUDA devices; start no more processes than that with torchrun"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def keep_memory() -> None:
@@ -55,6 +61,18 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory used so far, in GiB, of a CUDA device or by the process; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A context for forward passes in bfloat16, or one that does nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16(device, precision))
@@ -66,7 +84,7 @@ def bfloat16(device: torch.device, precision: str) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def seed(device: torch.device, number: int) -> None:
@@ -117,12 +135,22 @@ def share() -> dict[str, int]:
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The block runs on rank 0 before it does on the others, which wait as long as it takes."""
+    """The block runs on rank 0 before it does on the others, which wait as long as it takes.
+
+    If it fails there, FirstRankFailed is raised on the others.
+    """
     if rank() > 0:
-        agree(0)
-    yield
-    if rank() == 0:
-        agree(0)
+        (failed,) = agree(0)
+        if failed:
+            raise FirstRankFailed
+        yield
+        return
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        agree(failed)
 
 
 def agree(*numbers: int) -> list[int]:
@@ -160,10 +188,21 @@ def parallel(network: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(network) if world() > 1 else network
 
 
-def compile(network: nn.Module, device: torch.device, wanted: str) -> None:
-    """Let torch compile the network's passes where it is `on`, or `auto` and the device is CUDA; in place."""
-    if wanted == "on" or wanted == "auto" and device.type == "cuda":
-        network.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+def compiled(network: nn.Module, device: torch.device) -> None:
+    """Let torch compile the network's passes, in place; where it cannot, a line says why and nothing changes.
+
+    torch.compile needs a C compiler, on CUDA also Triton and a card of compute capability 7.0. Without them
+    it fails at the first pass, so a small one is tried first.
+    """
+    try:
+        trial = torch.compile(lambda values: values.sin().sum(), dynamic=False)
+        trial(torch.ones(1000, device=device, requires_grad=True)).backward()
+    except Exception as error:  # torch raises what the compiler it calls tripped over
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        say(f"note: torch.compile does not work here ({reason}); training goes on without it")
+        return
+    network.compile(dynamic=False)
 
 
 def share_buffers(network: nn.Module) -> None:
@@ -174,28 +213,32 @@ def share_buffers(network: nn.Module) -> None:
 
 
 class StopSignal:
-    """Within the block, remembers the first Ctrl-C or SIGTERM in `number`; a second one ends the process.
+    """Between `listen` and `release` the first signal to stop is kept in `number`; a second ends the process.
 
     Not so under torchrun, which passes on what its workers have already received from the terminal. Signals
-    belong to the main thread: in any other the block runs without them.
+    belong to the main thread: in any other there are none to remember. What `nohup` has the process ignore
+    stays ignored.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.before: dict[int, Any] = {}  # the handlers until now
 
-    def __enter__(self) -> "StopSignal":
+    def listen(self) -> None:
+        """From now on, remember."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.receive)
-        return self
+            for number in STOPPING:
+                if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.receive)
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """Give the signals back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.before = {}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
+        """The handler of the signals."""
         if self.number and not dist.is_initialized():
             os._exit(128 + number)
         self.number = number

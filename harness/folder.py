@@ -1,108 +1,207 @@
 """The run folder: its lock, files written whole or not at all, metrics.csv, checkpoints."""
 
 import csv
+import datetime
+import errno
 import io
+import itertools
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import filelock
 import torch
-from matplotlib.figure import Figure
 
-from harness import checkpoint, devices, pictures
-from harness.errors import Stopped, UserError
-from harness.metrics import Row, best
+from data import Info
+from harness import checkpoint, devices, earlier, pictures, report
+from harness.errors import Stopped, UserError, command, say
+from harness.metrics import Meter, Row, best
+from harness.settings import Settings, dump
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-    from train import Training
-
 DRAW_EVERY = 60  # seconds at least between two drawings of curves.png, which takes longer than a short epoch
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOENT)
+RETRIES, PATIENCE = 5, 0.5  # how often to try again, and after how many seconds, while a file is held open
+
+
+class Training(Protocol):
+    """What the run folder asks of a training."""
+
+    rows: list[Row]  # one for each epoch done
+    step: int  # steps done in the epoch under way
+    steps: int  # steps of that epoch
+    meter: Meter  # of that epoch
+    test_seconds: float  # of the last test
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class RunFolder:
     """The folder of a run. On ranks above 0 everything that writes does nothing."""
 
-    def __init__(self, path: Path, tensorboard: "SummaryWriter | None" = None) -> None:
-        self.path, self.tensorboard = path, tensorboard
-        self.training: Training | None = None  # that was last saved
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        saved: dict[str, Any] | None,
+        tensorboard: "SummaryWriter | None",
+    ) -> None:
+        self.path, self.settings, self.saved, self.tensorboard = path, settings, saved, tensorboard
+        self.rows: list[Row] = []  # of the epochs saved
+        self.info: Info | None = None
+        self.bar: report.Bar | None = None  # over the batches of the epoch under way
+        self.stop = devices.StopSignal()
+        self.batches = 0
         self.saved_at = self.drawn_at = time.monotonic()
 
-    def write(self, name: str, text: str) -> None:
-        """Write a text file."""
-        if devices.rank() == 0:
-            write_whole(self.path / name, text.encode())
+    def begin(self, training: Training, info: Info) -> None:
+        """Bring the training to where its checkpoint left it, if there is one; it can be resumed from now on.
 
-    def draw(self, name: str, figure: Figure, epoch: int = 0) -> None:
-        """Write a picture, NAME.png, and put it into TensorBoard where that is on."""
-        if devices.rank() == 0:
-            write_picture(self.path / f"{name}.png", figure)
+        UserError or NetworkError where the checkpoint is of another network or other data.
+        """
+        self.info = info
+        if self.saved:
+            checkpoint.check_network(self.saved, self.settings.network, info.classes)
+            checkpoint.check_data(self.saved, info)
+            if self.settings.epochs < (done := len(self.saved["rows"])):
+                asked = f"epochs={self.settings.epochs}"
+                raise UserError(f"{asked}: {self.path} has done {done} already; give more to go on")
+            training.load_state_dict(earlier.checkpoint(self.saved, info.train_images))
+        with devices.first_rank_first():
+            self.write("config.yaml", dump(self.settings).encode())
+        if self.saved:
+            self.rows = training.rows
+        else:
+            self.save(training)
+        self.stop.listen()
+
+    def after_batch(self, training: Training) -> None:
+        """Show the bar. Save if it is time or a signal came, and stop if one came. Raises Stopped.
+
+        All ranks do the same.
+        """
+        if self.bar is None:
+            self.bar = report.Bar(len(training.rows) + 1, training.steps, training.step - 1)
+        self.bar.show(training.step, training.meter)
+        self.batches += 1
+        if not devices.time_to_agree(self.batches):
+            return
+        due = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+        due, number = devices.agree(due, self.stop.number)
+        if due or number:
+            self.save(training)
+        if number:
+            go_on = command("python", "train.py", "--resume", self.path)
+            raise Stopped(f"stopped and saved; go on with: {go_on}", number)
+
+    def after_epoch(self, training: Training) -> None:
+        """Tell and save what the epoch gave."""
+        self.close_bar()
+        report.epoch(self.settings, self.info, training.rows, training.test_seconds)
+        self.save(training)
+
+    def save(self, training: Training) -> None:
+        """Write last.pt, metrics.csv and, at the end of an epoch, best.pt if it was the best so far."""
+        state = training.state_dict()
+        self.saved_at, self.rows = time.monotonic(), list(training.rows)
+        with devices.first_rank_first():
+            self.write("last.pt", serialised(state))
+        epoch_ended = training.step == 0 and self.rows
+        if epoch_ended and best(self.rows) is self.rows[-1]:
+            for_use = {name: state[name] for name in checkpoint.FOR_USE}
+            self.write("best.pt", serialised(for_use), optional=True)
+        self.write("metrics.csv", metrics_text(self.rows, self.info.scored_on).encode(), optional=True)
+        if epoch_ended and self.tensorboard:
+            for name, value in self.rows[-1]._asdict().items():
+                self.tensorboard.add_scalar(name, value, len(self.rows))
+        if time.monotonic() - self.drawn_at > DRAW_EVERY:
+            self.draw_curves()
+
+    def write(self, name: str, content: bytes | memoryview, optional: bool = False) -> None:
+        """Write a file. What is `optional` costs no run: a note tells what went wrong."""
+        if devices.rank() > 0:
+            return
+        try:
+            write_whole(self.path / name, content, retries=0 if optional else RETRIES)
+        except OSError as error:
+            if not optional:
+                raise
+            say(f"note: {self.path / name} could not be written ({error.strerror}); the training goes on")
+
+    def draw(self, name: str, draw: Callable[[], "Figure"], epoch: int = 0) -> None:
+        """Write the picture NAME.png that `draw` makes, and put it into TensorBoard where that is on."""
+        if devices.rank() == 0 and (content := pictures.png(draw, f"{name}.png")):
+            self.write(f"{name}.png", content, optional=True)
         if self.tensorboard:
-            self.tensorboard.add_figure(name, figure, epoch)
+            self.tensorboard.add_figure(name, draw(), epoch)
 
     def draw_curves(self) -> None:
         """Draw curves.png of the epochs done."""
         self.drawn_at = time.monotonic()
-        if devices.rank() == 0 and self.training and self.training.rows:
-            rows, about = self.training.rows, self.training.about
-            self.draw("curves", pictures.curves(rows, about), len(rows))
+        if self.rows:
+            self.draw("curves", lambda: pictures.curves(self.rows, self.info), len(self.rows))
 
-    def save(self, training: "Training") -> None:
-        """Write last.pt, metrics.csv and, at the end of an epoch, best.pt if it was the best so far."""
-        self.saved_at, self.training = time.monotonic(), training
-        state, rows = checkpoint.state(training), training.rows
-        if devices.rank() > 0:
-            return
-        epoch_ended = training.step == 0 and rows
-        if epoch_ended and best(rows) is rows[-1]:
-            save(self.path / "best.pt", checkpoint.for_use(training))
-        save(self.path / "last.pt", state)
-        write_metrics(self.path / "metrics.csv", rows, training.about.scored_on)
-        if epoch_ended and self.tensorboard:
-            for name, value in rows[-1]._asdict().items():
-                self.tensorboard.add_scalar(name, value, len(rows))
-        if time.monotonic() - self.drawn_at > DRAW_EVERY:
-            self.draw_curves()
+    def close_bar(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar:
+            self.bar.close()
+            self.bar = None
 
-    def attend(self, training: "Training", stop: devices.StopSignal) -> None:
-        """Between two batches: save if it is time or a signal came, and stop if one came. Raises Stopped.
-
-        All ranks do the same.
-        """
-        due = time.monotonic() - self.saved_at > 60 * training.settings.checkpoint_minutes
-        due, number = devices.agree(due, stop.number)
-        if due or number:
-            self.save(training)
-        if number:
-            raise Stopped(f"stopped and saved; go on with: python train.py --resume {self.path}", number)
+    def end(self) -> None:
+        """Take the bar away, draw the curves and give the signals back, however the training ended."""
+        self.close_bar()
+        self.draw_curves()
+        self.stop.release()
 
 
 @contextmanager
-def held(path: Path, resume: bool, tensorboard: bool) -> Iterator[tuple[RunFolder, dict[str, Any] | None]]:
-    """The run folder, which this process alone may write in, and with `resume` its last checkpoint.
+def run_folder(settings: Settings, resume: Path | None) -> Iterator[RunFolder]:
+    """The folder of a run, in which this process alone may write, with the checkpoint to `resume` from.
 
     At the end, however it comes, curves.png is drawn. UserError where another process holds the folder, it
     already holds a run, or there is no checkpoint to resume.
     """
-    first = devices.rank() == 0
-    with locked(path) if first else nullcontext():
-        if not resume and any((path / name).exists() for name in ("config.yaml", "last.pt", "metrics.csv")):
-            go_on = f"python train.py --resume {path}"
-            raise UserError(f"{path}: already holds a run; choose another out=, or go on with it: {go_on}")
+    first, path = devices.rank() == 0, resume or Path(settings.out).expanduser()
+    with ExitStack() as stack:
+        with devices.first_rank_first():
+            if first:
+                path = path if settings.out or resume else fresh(settings.network)
+                stack.enter_context(locked(path))
+                refuse_other_run(path, resume)
         saved = checkpoint.load(path / "last.pt", whole=True) if resume else None
-        epochs = len(saved["rows"]) if saved else 0
-        with open_tensorboard(path, epochs) if tensorboard and first else nullcontext() as writer:
-            out = RunFolder(path, writer)
-            try:
-                yield out, saved
-            finally:
-                out.draw_curves()
+        writer = None
+        if settings.tensorboard and first:
+            writer = stack.enter_context(open_tensorboard(path, len(saved["rows"]) if saved else 0))
+        folder = RunFolder(path, settings, saved, writer)
+        try:
+            yield folder
+        finally:
+            folder.end()
+
+
+def fresh(network: str) -> Path:
+    """A new folder runs/NETWORK-DATE-TIME, with a number behind it where another run took that name."""
+    stem = f"runs/{network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        path = Path(stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+
+
+def refuse_other_run(path: Path, resume: Path | None) -> None:
+    """UserError if a new run would be written over the one in the folder."""
+    if not resume and any((path / name).exists() for name in ("config.yaml", "last.pt", "metrics.csv")):
+        go_on = command("python", "train.py", "--resume", path)
+        raise UserError(f"{path}: already holds a run; choose another out=, or go on with it: {go_on}")
 
 
 @contextmanager
@@ -110,25 +209,31 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold `folder`, made if need be, for this process; UserError names the process that already does.
 
     The operating system ends the lock with its process, however that dies. A folder still empty at the end is
-    removed.
+    removed. Where the file system has no locks, a note says so.
     """
     owner, lock = folder / "owner.txt", filelock.FileLock(folder / "run.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder}: is a file, or lies in one; give a folder with out=") from None
     except filelock.Timeout:
         name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise UserError(
             f"{folder}: {name} is writing there; wait for it, stop it, or choose another out="
         ) from None
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in CANNOT_WRITE:
+            raise
+        say(f"note: {folder} cannot be locked ({error}); do not start a second training there")
     try:
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
         with suppress(OSError):
+            owner.unlink(missing_ok=True)
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
             folder.rmdir()
 
 
@@ -143,11 +248,12 @@ def open_tensorboard(folder: Path, epochs: int) -> "SummaryWriter":
     return SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes | memoryview, retries: int = 0) -> None:
     """Write bytes to `path` so that it holds either the old content or all of the new, whatever happens.
 
-    The bytes reach the disk under another name before the rename makes them visible.
-    Raises OSError for a full disk or a read-only folder.
+    The bytes reach the disk under another name before the rename makes them visible. On Windows that fails
+    while another program holds the file open; it is tried again so often.
+    Raises OSError for a full disk, a read-only folder or a file that stays open elsewhere.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -155,42 +261,47 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path, retries)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk does not say where
         raise
-    # The rename itself is on disk only once the folder is. Windows has no call for that.
+    # The rename itself is on disk only once the folder is, for which Windows and some networks have no call.
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
+        with suppress(OSError):
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save` through `write_whole`, so that a full disk is an OSError and leaves the old file."""
+def replace(temporary: Path, path: Path, retries: int) -> None:
+    """Give a file its name, which another program may hold for a moment."""
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if retries == 0:
+                raise
+            retries -= 1
+            time.sleep(PATIENCE)
+
+
+def serialised(content: dict[str, Any]) -> memoryview:
+    """What `torch.save` writes. In memory, since its own writer makes something else of a full disk."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
-def write_picture(path: Path, figure: Figure) -> None:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_whole(path, buffer.getbuffer())
-
-
-def write_metrics(path: Path, rows: Sequence[Row], scored_on: str = "test") -> None:
+def metrics_text(rows: Sequence[Row], scored_on: str = "test") -> str:
     """metrics.csv, whose first line says which images were scored: `test_loss` or `heldout_loss`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(name.replace("test", scored_on.replace("-", "")) for name in Row._fields)
     writer.writerows([f"{value:.6g}" for value in row] for row in rows)
-    write_whole(path, text.getvalue().encode())
+    return text.getvalue()
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -27,25 +27,8 @@ def best(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row.test_accuracy)
 
 
-class Losses:
-    """The loss of every training image when it was last seen, kept on the device."""
-
-    def __init__(self, images: int, device: torch.device) -> None:
-        self.known = torch.zeros(images, device=device)  # up to the end of the last epoch
-        self.new = torch.zeros(images, device=device)  # since then, of this rank's images
-
-    def add(self, drawn: Tensor, losses: Tensor) -> None:
-        """Note the losses (B) of the images drawn (B, their numbers)."""
-        self.new[drawn] = losses.detach()
-
-    def settle(self, among: Tensor) -> None:
-        """End an epoch in which all ranks together saw the images `among`."""
-        self.known[among] = devices.total(self.new).to(among.device)[among]
-        self.new.zero_()
-
-
-class Sums:
-    """Sums over batches, kept on the device, so that no step waits for it.
+class Meter:
+    """Sums of loss and right answers over batches, kept on the device, so that no step waits for it.
 
     UserError where the losses are no longer finite: on a CPU at once, elsewhere when the sums are asked for.
     `place` and `lr` tell the user where that was, such as `epoch 3` at learning rate 0.1.
@@ -53,38 +36,43 @@ class Sums:
 
     def __init__(self, device: torch.device, place: str, lr: float) -> None:
         # Losses, right answers, images, and batches before the loss was no longer finite.
-        self.values = torch.zeros(4, device=device)
+        self.sums = torch.zeros(4, device=device)
         self.place, self.lr = place, lr
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Count a batch: logits B×classes, labels B or, of mixed images, B×classes, losses B."""
-        answers = labels if labels.ndim == 1 else labels.argmax(1)
-        self.values[0] += losses.sum()
-        self.values[1] += (logits.argmax(1) == answers).sum()
-        self.values[2] += len(labels)
-        self.values[3] += self.values[0].isfinite()
-        if self.values.device.type == "cpu":
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        self.sums[0] += losses.sum()
+        self.sums[1] += (logits.argmax(1) == classes).sum()
+        self.sums[2] += len(labels)
+        self.sums[3] += self.sums[0].isfinite()
+        if self.sums.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
         """UserError if the losses are no longer finite."""
-        if not self.values[0].isfinite():
-            where = f"{self.place}, step {int(self.values[3]) + 1}, at learning rate {self.lr:.4g}"
+        if not self.sums[0].isfinite():
+            where = f"{self.place}, step {int(self.sums[3]) + 1}, at learning rate {self.lr:.4g}"
             what_to_do = "start again with a lower lr (the last good checkpoint is kept)"
             raise UserError(f"the loss is no longer finite in {where}; {what_to_do}")
 
     def total(self) -> Tensor:
         """The four sums over all ranks, on the CPU."""
         self.check()
-        return devices.total(self.values)
+        return devices.total(self.sums)
 
     def restore(self, total: Tensor) -> None:
         """Go on from what `total` gave: the first rank holds it for all."""
         if devices.rank() == 0:
-            self.values.copy_(total)
+            self.sums.copy_(total)
 
     def means(self) -> tuple[float, float]:
         """Mean loss and accuracy in percent over all ranks."""
         loss, right, images, _ = self.total().tolist()
+        return loss / images, 100 * right / images
+
+    def so_far(self) -> tuple[float, float]:
+        """The means of this rank alone. Reading them waits for the device."""
+        loss, right, images, _ = self.sums.tolist()
         return loss / images, 100 * right / images

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.metrics import Row
 
 if TYPE_CHECKING:
-    from data import About, Split
+    from data import Info, Split
 
 # Okabe and Ito's colours, for the colour-blind.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
@@ -27,20 +27,20 @@ NEAR = sorted(itertools.product((9, 24, 40), range(-60, 61, 3)), key=lambda plac
 LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3}
 
 
-def curves(rows: Sequence[Row], about: "About") -> Figure:
+def curves(rows: Sequence[Row], info: "Info") -> Figure:
     """Loss and accuracy of train and test over epochs, the falls of the learning rate marked."""
     epochs = [row.epoch for row in rows]
     falls = [before.epoch + 0.5 for before, row in itertools.pairwise(rows) if row.lr < before.lr]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    accuracy = f"{rows[-1].test_accuracy:.2f}% {about.scored_on} accuracy"
-    figure.suptitle(f"{accuracy} after the last epoch, on {about.source}", fontsize=11)
+    accuracy = f"{rows[-1].test_accuracy:.2f}% {info.scored_on} accuracy"
+    figure.suptitle(f"{accuracy} after the last epoch, on {info.source}", fontsize=11)
     for axes, name, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("", " (%)")):
         for fall in falls:
             label = "learning rate falls" if fall == falls[0] else None
             axes.axvline(fall, color="0.8", linewidth=1, label=label)
         for part, colour, marker in (("train", TRAIN, "o"), ("test", TEST, "s")):
             values = [getattr(row, f"{part}_{name}") for row in rows]
-            label = part if part == "train" else about.scored_on
+            label = part if part == "train" else info.scored_on
             axes.plot(epochs, values, color=colour, marker=marker, markersize=3, label=label)
         axes.set(xlabel="epoch", ylabel=name + unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -137,13 +137,13 @@ def grid(images: Tensor, captions: Sequence[str], columns: int, title: str) -> F
     return figure
 
 
-def samples(images: Tensor, labels: Tensor, about: "About") -> Figure:
+def samples(images: Tensor, labels: Tensor, info: "Info") -> Figure:
     """Training images (N×3×H×W, uint8) as the network sees them; labels as a Loader gives them."""
     if labels.ndim == 1:
-        captions = [about.classes[label][:18] for label in labels.tolist()]
+        captions = [info.classes[label][:18] for label in labels.tolist()]
     else:
-        captions = ["\n".join(shares(row, about.classes)) for row in labels]
-    return grid(images, captions, 8, f"what the network is trained on: {about.source}")
+        captions = ["\n".join(shares(row, info.classes)) for row in labels]
+    return grid(images, captions, 8, f"what the network is trained on: {info.source}")
 
 
 def shares(row: Tensor, classes: Sequence[str]) -> Iterable[str]:
@@ -153,21 +153,21 @@ def shares(row: Tensor, classes: Sequence[str]) -> Iterable[str]:
             yield f"{classes[label][:12]} {100 * share:.0f}%"
 
 
-def mistakes(split: "Split", logits: Tensor, about: "About") -> Figure:
+def mistakes(split: "Split", logits: Tensor, info: "Info") -> Figure:
     """The 25 wrong answers the network was surest of; `logits` are N×classes."""
     confidence, predicted = logits.softmax(1).max(1)
     wrong = (predicted != split.labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:25]
-    names = [name[:14] for name in about.classes]
+    names = [name[:14] for name in info.classes]
     captions = [
         f"{names[predicted[i]]} {100 * confidence[i]:.0f}%\n(is {names[split.labels[i]]})" for i in worst
     ]
-    return grid(split.images[worst], captions, 5, f"surest mistakes on {about.source}")
+    return grid(split.images[worst], captions, 5, f"surest mistakes on {info.source}")
 
 
-def confusion(labels: Tensor, logits: Tensor, about: "About") -> Figure:
+def confusion(labels: Tensor, logits: Tensor, info: "Info") -> Figure:
     """How many images of each class were taken for which: counts, and percent of the true class."""
-    n, predicted = len(about.classes), logits.argmax(1)
+    n, predicted = len(info.classes), logits.argmax(1)
     counts = (labels * n + predicted).bincount(minlength=n * n).view(n, n)
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(2.5 + 0.75 * n, 2 + 0.62 * n), layout="constrained")
@@ -178,11 +178,19 @@ def confusion(labels: Tensor, logits: Tensor, about: "About") -> Figure:
         text = f"{counts[row, column]}\n{percent[row, column]:.1f}%"
         colour = "white" if percent[row, column] > 45 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    names = [name[:14] for name in about.classes]
+    names = [name[:14] for name in info.classes]
     axes.set_xticks(range(n), names, rotation=45, ha="right")
     axes.set_yticks(range(n), names)
     axes.set(xlabel="answer of the network", ylabel="true class")
     right = (labels == predicted).to(torch.float64).mean()
-    axes.set_title(f"{100 * right:.2f}% right on {about.source}", fontsize=11)
+    axes.set_title(f"{100 * right:.2f}% right on {info.source}", fontsize=11)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def png(draw, name):
+    import io
+
+    buffer = io.BytesIO()
+    draw().savefig(buffer, format="png")
+    return buffer.getvalue()

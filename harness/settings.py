@@ -4,7 +4,6 @@ Precedence: command line, then --config, then config.yaml beside train.py, the o
 """
 
 import dataclasses
-import datetime
 import difflib
 import math
 from collections.abc import Iterable
@@ -14,13 +13,19 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import yaml
 
+import data
 import model
-from harness import checkpoint
+from harness import checkpoint, earlier
 from harness.errors import Parser, UserError
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "config.yaml"
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-FIXED = ("network", "dataset", "batch_size", "average", "seed", "holdout", "out")  # what makes a run that run
+# What makes a run that run.
+FIXED = ("network", "whiten", "weights", "dataset", "batch_size", "average", "seed", "holdout", "out")
+GONE = {
+    "device": "Apple's MPS is not supported, a Mac trains on its CPU; use device=auto or device=cpu",
+    "compile": "choose on or off",
+}
 FALLS = 5  # how often the learning rate falls in a run whose step_size is left empty
 
 
@@ -67,9 +72,9 @@ class Settings:
     small_size: Annotated[int, "[16, 32]"]
     leave_out: Annotated[float, "[0, 1)"]
 
-    device: Annotated[str, ("auto", "cpu", "cuda", "mps")]
+    device: Annotated[str, ("auto", "cpu", "cuda")]
     precision: Annotated[str, ("auto", "float32", "bfloat16")]
-    compile: Annotated[str, ("auto", "on", "off")]
+    compile: Annotated[bool, tuple(SWITCH)]
     sync_batchnorm: Annotated[bool, tuple(SWITCH)]
 
     seed: Annotated[int, "[0, 4294967295]"]
@@ -77,12 +82,34 @@ class Settings:
     checkpoint_minutes: Annotated[float, "(0, inf)"]
     tensorboard: Annotated[bool, tuple(SWITCH)]
 
+    @property
+    def fall_every(self) -> int:
+        """Epochs between two falls of the learning rate: step_size, or a fifth of the epochs."""
+        return self.step_size or max(1, round(self.epochs / FALLS))
+
+    @property
+    def epochs_on_small(self) -> int:
+        """How many epochs, the first, train on small images: small_epochs, or half of all."""
+        return self.epochs // 2 if self.small_epochs is None else self.small_epochs
+
+    def left_out(self, epoch: int) -> float:
+        """The share of the training images that an epoch, counted from 0, leaves out."""
+        return data.left_out(self.leave_out, self.epochs, epoch)
+
 
 FIELDS = {field.name: get_args(field.type) for field in dataclasses.fields(Settings)}
 
 
-def parse(argv: list[str] | None, description: str) -> tuple[Settings, str]:
-    """Settings and command (`run`, `resume` or `evaluate`). UserError where anything is wrong."""
+class Command(NamedTuple):
+    """What the command line asks for."""
+
+    name: str  # run, resume or evaluate
+    settings: Settings
+    run: Path | None  # the folder of the run to resume or evaluate
+
+
+def parse(argv: list[str] | None, description: str) -> Command:
+    """What the command line asks for. UserError where anything is wrong."""
     parser = Parser(description)
     parser.add_argument("settings", nargs="*", metavar="name=value", help="override a setting of config.yaml")
     parser.add_argument(
@@ -95,58 +122,85 @@ def parse(argv: list[str] | None, description: str) -> tuple[Settings, str]:
     options = {name: value for name, value in arguments.items() if value is not None}
     if len(options) > 1:
         raise UserError(f"--{' and --'.join(options)} do not go together; give one of them")
-    for command in options.keys() - {"config"}:
-        return of_run(Path(options[command]), pairs, command), command
-    config = arguments["config"]
-    settings = with_network_of_weights(read(pairs, config), "network" in given(pairs, config))
-    return resolve(settings), "run"
+    for name in options.keys() - {"config"}:
+        run = Path(local_path(f"--{name} ", options[name]))
+        return Command(name, of_run(run, pairs, name), run)
+    config = options.get("config")
+    if config is not None:
+        config = local_path("--config ", config)
+    settings = read(pairs, config)
+    return Command("run", with_network_of_weights(settings, "network" in given(pairs, config)), None)
+
+
+def local_path(name: str, text: str) -> str:
+    """The path in a text, its ~ replaced by the home folder. UserError for an address or a NUL character."""
+    if "://" in text:
+        raise UserError(f"{name}{text}: is an address; download it and give the path of the file")
+    if "\0" in text:
+        raise UserError(f"{name}: a path cannot hold a NUL character")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:  # ~name, and there is nobody of that name
+        return text
 
 
 def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
     """The settings with the network that the file `weights` holds. UserError if another one was chosen."""
     if not settings.weights:
         return settings
-    path, network = settings.weights, checkpoint.load(Path(settings.weights))["network"]
+    path = Path(settings.weights)
+    network = checkpoint.load(path)["network"]
     if chosen and settings.network != network:
         wrong = f"weights={path}: holds {network}, not {settings.network}"
         raise UserError(f"{wrong}; leave network= out, or give other weights")
-    return dataclasses.replace(settings, network=convert("network", Text(network, path)))
+    return dataclasses.replace(settings, network=convert("network", Text(network, str(path))))
 
 
 def of_run(path: Path, pairs: list[str], command: str) -> Settings:
     """The settings of the run in folder `path`, with what may be changed of them by `key=value` pairs."""
     if not path.is_dir():
         raise UserError(f"{path}: there is no such run folder")
-    kept = path / "config.yaml"
-    before, settings = read(config=kept), read(pairs, kept)
+    before = build(of_begun_run(path))
+    settings = build(of_begun_run(path) | read_pairs(pairs))
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and (name, command) != ("holdout", "evaluate"):
-            kept_as = f"a run keeps its {name} ({getattr(before, name)})"
-            raise UserError(f"{name}={getattr(settings, name)}: {kept_as}; start a new run for another")
-    return dataclasses.replace(resolve(settings), out=str(path))
+            kept = f"a run keeps its {name} ({getattr(before, name)})"
+            raise UserError(f"{name}={getattr(settings, name)}: {kept}; start a new run for another")
+    return settings
 
 
-def resolve(settings: Settings) -> Settings:
-    """The settings with what is left empty filled in."""
-    step_size = settings.step_size or max(1, round(settings.epochs / FALLS))
-    small_epochs = settings.epochs // 2 if settings.small_epochs is None else settings.small_epochs
-    out = settings.out or f"runs/{settings.network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    return dataclasses.replace(settings, step_size=step_size, small_epochs=small_epochs, out=out)
+def read_run(path: Path) -> Settings:
+    """The settings of the run in folder `path`, also of one that an earlier version of the program began."""
+    return build(of_begun_run(path))
 
 
-def left_out(settings: Settings, epoch: int) -> float:
-    """The share of the training images that an epoch, counted from 0, leaves out."""
-    return settings.leave_out if settings.epochs / FALLS <= epoch < settings.epochs - 2 else 0.0
+def of_begun_run(path: Path) -> dict[str, Text]:
+    """What stands in the config.yaml of a run, in today's terms: an earlier version had other settings."""
+    config = path / "config.yaml"
+    texts = read_yaml(config)
+    for name, value in earlier.RETIRED.items():
+        if name in texts and float(texts.pop(name).value or 0) != float(value):
+            raise UserError(f"{config}: {name} is gone; go on with the version of this program that began it")
+    for (name, value), today in earlier.RENAMED.items():
+        if name in texts and texts[name].value == value:
+            texts[name] = Text(today, texts[name].where)
+    then = {name: Text(value, str(config)) for name, value in earlier.ADDED.items()}
+    return read_yaml(DEFAULTS) | then | texts
 
 
 def read(pairs: Iterable[str] = (), config: str | Path | None = None) -> Settings:
     """Settings from config.yaml, then `config`, then `key=value` pairs. UserError where anything is wrong."""
-    texts = read_yaml(DEFAULTS) | given(pairs, config)
-    if missing := FIELDS.keys() - texts.keys():
+    return build(read_yaml(DEFAULTS) | given(pairs, config))
+
+
+def build(texts: dict[str, Text]) -> Settings:
+    """Settings from their texts, of the right types, checked one by one and together."""
+    values = {name: convert(name, text) for name, text in texts.items()}
+    if missing := FIELDS.keys() - values.keys():
         raise UserError(
             f"{DEFAULTS}: {', '.join(sorted(missing))} not set; every setting needs its default there"
         )
-    settings = Settings(**{name: convert(name, text) for name, text in texts.items()})
+    settings = Settings(**values)
     if settings.nesterov and settings.momentum == 0:
         raise UserError("nesterov needs a momentum above 0: set nesterov=false or momentum=0.9")
     if settings.mixup + settings.cutmix > 1:
@@ -198,7 +252,8 @@ def read_yaml(path: str | Path) -> dict[str, Text]:
             raise UserError(f"{where}: expected `name: value` with a single value")
         if key.value in texts:
             raise UserError(f"{where}: {key.value} is set twice")
-        texts[key.value] = Text(value.value, where)
+        null = value.style is None and value.value.lower() in ("null", "~")  # YAML's words for nothing
+        texts[key.value] = Text("" if null else value.value, where)
     return texts
 
 
@@ -209,6 +264,8 @@ def convert(name: str, text: Text) -> Any:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}"
         raise UserError(f"unknown setting {name!r} ({where}): {hint}")
+    if (name, value) in earlier.RENAMED:
+        raise UserError(f"{name}={value} ({where}): {GONE[name]}")
     kind, allowed = FIELDS[name]
     if kind == int | None:
         if value in ("", "null", "~"):
@@ -219,15 +276,14 @@ def convert(name: str, text: Text) -> Any:
         if value not in allowed:
             raise UserError(f"{name}={value!r} ({where}): choose one of {', '.join(allowed)}")
         return SWITCH[value] if kind is bool else value
+    if kind is str:
+        return local_path(f"{name}=", value)
     try:
         number = kind(value)
     except ValueError:
         needs = "a whole number" if kind is int else "a number"
         raise UserError(f"{name}={value!r} ({where}): needs {needs}") from None
-    if kind is str:
-        if "\0" in value:
-            raise UserError(f"{name} ({where}): a path cannot hold a NUL character")
-    elif not inside(allowed, number):
+    if not inside(allowed, number):
         raise UserError(f"{name}={value} ({where}): must lie in {allowed}")
     return number
 
