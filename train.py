@@ -130,7 +130,7 @@ class Training:
         """Choose the images of the epoch: all, or those that the network knows least."""
         share = self.settings.left_out(self.epoch)
         self.images = data.least_known(self.losses, share, self.settings.batch_size)
-        self.losses[self.images] = 0  # every rank notes the losses of its own images; all_losses adds them up
+        self.losses.index_fill_(0, self.images, 0)  # each rank notes those of its own; all_losses adds up
         self.steps = self.loader.steps(len(self.images))
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
@@ -188,7 +188,7 @@ class Training:
         self.steps = self.loader.steps(len(self.images))
         self.losses.copy_(state["losses"])
         if devices.rank() > 0:
-            self.losses[self.images] = 0  # the first rank holds what all of them noted
+            self.losses.index_fill_(0, self.images, 0)  # the first rank holds what all of them noted
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
         self.meter.restore(state["meter"])
 

@@ -27,15 +27,16 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
     """The checkpoint in `path`, on the CPU; `whole` if a training is to go on from it. Or UserError."""
     damaged = UserError(f"{path}: is damaged or no checkpoint of this program")
     try:
-        with open(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        file = open(path, "rb")  # noqa: SIM115  closed below
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
-        reason = "is a folder" if path.is_dir() else error.strerror or error
-        raise UserError(f"{path}: cannot be read ({reason})") from None
-    except Exception:  # on a file of another kind torch raises whatever it stumbles over
-        raise damaged from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # on a file of another kind torch raises whatever it stumbles over
+            raise damaged from None
     found = content.get("format") if isinstance(content, dict) else None
     if found not in (1, FORMAT):
         raise UserError(f"{path}: has format {found}, this program reads formats 1 and {FORMAT}")

@@ -64,7 +64,7 @@ def start(pictures):
     """Make a Training as a run would: start("lr=0.1", ...)."""
 
     def make(*pairs):
-        asked = settings.resolve(settings.read([*settings_of_run(pictures, "unused"), *pairs]))
+        asked = settings.read([*settings_of_run(pictures, "unused"), *pairs])
         return train.Training(asked, train.load_data(asked), torch.device("cpu"))
 
     return make
@@ -75,13 +75,25 @@ def at_step(monkeypatch):
     """Call `action` in the `number`th step of training, counted over all epochs: at_step(number, action)."""
 
     def patch(number, action, patcher=monkeypatch):
-        taken, update = iter(range(1, 1000)), train.Training.update
+        taken, seed_dropout = iter(range(1, 1000)), train.seed_dropout
 
-        def counting(training, *batch):
+        def counting(training):
             if next(taken) == number:
                 action()
-            return update(training, *batch)
+            seed_dropout(training)
 
-        patcher.setattr(train.Training, "update", counting)
+        patcher.setattr(train, "seed_dropout", counting)
 
     return patch
+
+
+@pytest.fixture
+def epochs():
+    """Train so many epochs of a Training without a run folder: epochs(training, count=1)."""
+
+    def run(training, count=1):
+        for _ in range(count):
+            scores = [part(training, lambda _: None) for part in (train.train_epoch, train.test_epoch)]
+            training.end_epoch(*scores)
+
+    return run

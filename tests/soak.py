@@ -20,7 +20,7 @@ import torch
 from harness import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT"]
+SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
 
 
 def launch(*arguments, ranks=None):
@@ -80,12 +80,12 @@ def soak(settings, folder, kills, chance):
         name = SIGNALS[sum(sent.values()) % len(SIGNALS)]
         process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=60)
-        assert process.returncode in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,)}[name], error
+        assert process.returncode in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,), "SIGHUP": (129, -1)}[name], error
         assert "Traceback" not in error, error
         sent[name] += 1
     for each in (process, undisturbed):
         out, error = each.communicate()
-        assert "look closer" in out, error
+        assert "evaluate with" in out, error
     return dict(sent), resumes, same_run(whole, run)
 
 

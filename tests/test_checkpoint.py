@@ -27,9 +27,10 @@ def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished
     torch.save(saved | {"classes": ["a", "b", "c"]}, tmp_path / "others.pt")
     training = start()
     own = training.network[-1].weight.clone()
-    checkpoint.start_from(training, tmp_path / "others.pt")
+    networks = [training.network, training.average.network]
+    checkpoint.start_from(networks, tmp_path / "others.pt", training.info.classes)
     assert "all but the last layer, for 3 other classes than its 3" in capsys.readouterr().out
-    for network in (training.network, training.average.module):
+    for network in networks:
         assert torch.equal(network[-1].weight, own)
         assert torch.equal(network[2].weight, saved["weights"]["2.weight"])
 
@@ -83,6 +84,6 @@ def test_a_run_with_weights_resumes_without_their_file(call, arguments, finished
 def test_the_messages_name_the_data_to_give(finished):
     saved = torch.load(finished / "last.pt", weights_only=True)
     with pytest.raises(
-        UserError, match="holds fast for 3 classes, the settings ask for fast for 2; give the data"
+        UserError, match=r"fast for 3 classes \(cat, dog, owl\), the settings ask for fast for 2 \(cat, dog\); give"
     ):
-        checkpoint.check_same(saved, "fast", ["cat", "dog"])
+        checkpoint.check_network(saved, "fast", ["cat", "dog"])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,9 +18,10 @@ import data
 import model
 import train
 from harness import devices, settings
+from harness.metrics import Meter
 
 SETTINGS = (
-    "dataset=synthetic precision=bfloat16 compile=off whiten=false dropout=0.1 epochs=10 small_epochs=1 "
+    "dataset=synthetic precision=bfloat16 whiten=false dropout=0.1 epochs=10 small_epochs=1 "
     "leave_out=0.5 rotate=10 colour=0.3 cutout=8 mixup=0.3 cutmix=0.3"
 )
 
@@ -37,14 +37,16 @@ class Waited(Exception):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses every operation that takes something from the device to the CPU."""
+    """Refuses every operation that takes something from the device to the CPU, or from the CPU to the device."""
+
+    suspended = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        from_cuda = "cuda" in kinds((args, kwargs))
-        if from_cuda and func is torch.ops.aten._local_scalar_dense.default:
+        before = set() if self.suspended else kinds((args, kwargs))
+        if "cuda" in before and func is torch.ops.aten._local_scalar_dense.default:
             raise Waited("a value")
         result = func(*args, **(kwargs or {}))
-        if from_cuda and "cpu" in kinds(result):
+        if "cuda" in before and "cpu" in kinds(result) or "cpu" in before and "cuda" in kinds(result):
             raise Waited(str(func))
         return result
 
@@ -52,16 +54,6 @@ class NoWaiting(TorchDispatchMode):
 def kinds(values):
     """The kinds of devices that the tensors among nested values are on."""
     return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
-
-
-class Count(int):
-    """AveragedModel's number of updates, in truth a tensor on the CPU, which may be read at any time."""
-
-    def __add__(self, other):
-        return Count(int(self) + other)
-
-    def to(self, device):
-        return self
 
 
 def place(network, device, sync_batchnorm):
@@ -78,19 +70,18 @@ def place(network, device, sync_batchnorm):
 def fake(monkeypatch):
     """A Training whose every tensor is on a CUDA device that is not there."""
     monkeypatch.setattr(devices, "place", place)
+    monkeypatch.setattr(model, "takes", lambda network, size: True)
     # deepcopy looks at the memory of a tensor, and a fake one has none.
-    monkeypatch.setattr(swa_utils, "deepcopy", lambda network: place(model.build("fast"), "cuda", False))
+    monkeypatch.setattr(train.copy, "deepcopy", lambda network: place(model.build("fast"), "cuda", False))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     numbers, shape = torch.arange(300), (300, 3, 32, 32)
     images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    about = data.About("fake", list("0123456789"), [0.5] * 3, [0.25] * 3, 300, 300, "test")
-    asked = settings.resolve(settings.read(SETTINGS.split()))
+    info = data.Info("fake", list("0123456789"), [0.5] * 3, [0.25] * 3, 300, 300, "test")
+    asked = settings.read(SETTINGS.split())
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         split = data.Split(mode.from_tensor(images), mode.from_tensor(numbers % 10))
-        training = train.Training(asked, data.Dataset(about, split, split), torch.device("cuda"))
-        del training.average._buffers["n_averaged"]
-        training.average.n_averaged = Count(0)
+        training = train.Training(asked, data.Dataset(info, split, split), torch.device("cuda"))
         training.optimizer.param_groups[0]["fused"] = False  # torch has no fake kernel for it
 
         def backward(loss):
@@ -99,46 +90,62 @@ def fake(monkeypatch):
                 weight.grad = torch.zeros_like(weight)
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
+        # What is asked for once an epoch may wait: the choices of all images, drawn before, and the means.
+        monkeypatch.setattr(data.Loader, "choices", allowed(data.Loader.choices))
+        monkeypatch.setattr(Meter, "means", lambda meter: (0.0, 0.0))
         yield training
 
 
+def allowed(function):
+    """The function, in which the device may be waited for."""
+
+    def call(*arguments):
+        NoWaiting.suspended = True
+        try:
+            return function(*arguments)
+        finally:
+            NoWaiting.suspended = False
+
+    return call
+
+
 def an_epoch(training):
-    """The batches of a pass of training and one of testing, as Training.epoch makes them."""
-    for step, batches in ((training.update, training.current), (training.answer, training.test_loader)):
-        choices = batches.epoch()
-        first = next(choices)  # the choices of all images, drawn before, travel to the device once an epoch
-        with NoWaiting():
-            for _ in train.each_batch(step, [first, *choices], training.sums):
-                training.step += 1
+    """A pass of training and one of testing, in which nothing may wait."""
+    training.step = 0
+    with NoWaiting():
+        train.train_epoch(training, lambda _: None)
+        train.test_epoch(training, lambda _: None)
 
 
 def test_training_and_testing_stay_on_the_device_and_never_wait(fake):
-    for epoch, loader in enumerate([fake.small_loader, fake.loader, fake.loader]):
+    for epoch, loader in enumerate([fake.small, fake.large, fake.large]):
         fake.rows = [None] * epoch
-        fake.begin_epoch()
-        assert fake.current is loader
+        assert fake.loader is loader
         an_epoch(fake)
-    assert fake.average.n_averaged == 3  # at the end of each epoch
-    tensors = [*fake.network.parameters(), *fake.average.module.buffers(), fake.sums.values]
+    tensors = [*fake.network.parameters(), *fake.average.network.buffers(), fake.meter.sums, fake.losses]
     tensors += [state["momentum_buffer"] for state in fake.optimizer.state.values()]
     assert len(tensors) > 20 and {tensor.device.type for tensor in tensors} == {"cuda"}
 
 
-@pytest.mark.parametrize("wait", [torch.Tensor.item, bool, torch.Tensor.cpu])
+@pytest.mark.parametrize(
+    "wait",
+    [torch.Tensor.item, bool, torch.Tensor.cpu, lambda loss: torch.zeros(()).to(loss.device)],
+    ids=["item", "bool", "cpu", "copy to the device"],
+)
 def test_waiting_in_a_step_is_noticed(fake, monkeypatch, wait):
-    update = train.Training.update
+    forward = train.forward
 
-    def waiting(training, *batch):
-        logits, losses = update(training, *batch)
+    def waiting(*them):
+        logits, losses = forward(*them)
         wait(losses.sum())
         return logits, losses
 
-    monkeypatch.setattr(train.Training, "update", waiting)
+    monkeypatch.setattr(train, "forward", waiting)
     with pytest.raises(Waited):
         an_epoch(fake)
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed(fake):
-    fake.current.mean = torch.zeros(3, 1, 1)
+    fake.loader.mean = torch.zeros(3, 1, 1)
     with pytest.raises(RuntimeError, match="device"):
         an_epoch(fake)

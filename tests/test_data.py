@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 import data
-from data import About, Augmentation, DataError, Loader, Split
+from data import Info, Augmentation, DataError, Loader, Split
 
 
 def numbered(n, size=8):
@@ -24,8 +24,8 @@ def numbered(n, size=8):
 def loader(split, batch_size=16, seed=None, rank=0, world=1, **options):
     """Batches of pixels from 0 to 255, a class a number."""
     classes = [str(number) for number in range(int(split.labels.max()) + 1)]
-    about = About("test", classes, [0.0] * 3, [1 / 255] * 3, len(split.labels), 0, "test")
-    return Loader(split, about, batch_size, "cpu", Augmentation(**options), seed, rank, world)
+    info = Info("test", classes, [0.0] * 3, [1 / 255] * 3, len(split.labels), 0, "test")
+    return Loader(split, info, batch_size, "cpu", Augmentation(**options), seed, rank, world)
 
 
 def gradient_split(n=64):
@@ -46,64 +46,68 @@ def test_ranks_and_batches_are_a_partition_of_the_images(n, batch_size, world, e
     seed = 0 if shuffle else None
     loaders = [loader(split, batch_size, seed, rank, world, crop=2) for rank in range(world)]
     seen = []
-    for shards in zip(*(each.epoch(epoch) for each in loaders), strict=True):
-        sizes = [len(labels) for _, labels in shards]
+    for shards in zip(*(each.batches(epoch) for each in loaders), strict=True):
+        sizes = [len(batch.labels) for batch in shards]
+        assert sum(sizes) == shards[0].images_on_all_ranks
         assert max(sizes) - min(sizes) <= 1 and sum(sizes) <= batch_size
-        for images, labels in shards:
+        for images, labels, *_ in shards:
             assert torch.equal(images[:, 0, 0, 0], labels.float())  # labels stay with their images
             seen += labels.tolist()
     assert sorted(seen) == list(range(n))
-    assert len(loaders[0]) == len(list(loaders[0].epoch(epoch)))
+    assert loaders[0].steps() == len(list(loaders[0].batches(epoch)))
 
 
-def test_images_of_low_loss_are_left_out_until_asked_for_again():
-    batches = loader(numbered(50), 16, seed=0, crop=2)
-    everything = [labels for _, labels in batches.epoch(3)]
-    batches.leave_out(0.4, torch.arange(50.0))
+def test_images_of_low_loss_are_left_out():
+    batches, losses = loader(numbered(50), 16, seed=0, crop=2), torch.arange(50.0)
+    chosen = data.least_known(losses, 0.4, 16)
     drawn = []
-    for images, labels in batches.epoch(3):
-        assert torch.equal(batches.drawn, labels) and torch.equal(images[:, 0, 0, 0], labels.float())
-        drawn += labels.tolist()
+    for batch in batches.batches(3, images=chosen):
+        assert torch.equal(batch.indices, batch.labels)
+        assert torch.equal(batch.images[:, 0, 0, 0], batch.labels.float())
+        drawn += batch.labels.tolist()
     assert sorted(drawn) == list(range(18, 50)) and drawn != sorted(drawn)
-    assert len(batches) == 2 and batches.images_in(1) == 16  # 30 images, and 2 more to fill a batch
-    batches.leave_out(0.999, torch.arange(50.0))
-    assert [len(labels) for _, labels in batches.epoch(3)] == [16]
-    batches.leave_out(0, torch.rand(50))
-    assert all(map(torch.equal, everything, (labels for _, labels in batches.epoch(3))))
+    assert batches.steps(len(chosen)) == 2  # 30 images, and 2 more to fill a batch
+    chosen = data.least_known(losses, 0.999, 16)
+    assert [len(batch.labels) for batch in batches.batches(3, images=chosen)] == [16]
+    chosen = data.least_known(torch.rand(50), 0, 16)
+    for batch, other in zip(batches.batches(3, images=chosen), batches.batches(3), strict=True):
+        assert torch.equal(batch.labels, other.labels)
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
     options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
     split = gradient_split()
-    first = list(loader(split, seed=3, **options).epoch(5))
-    again = list(loader(split, seed=3, **options).epoch(5, start=2))
-    assert all(torch.equal(a, b) for one, two in zip(first[2:], again, strict=True) for a, b in zip(one, two))
+    first = list(loader(split, seed=3, **options).batches(5))
+    again = list(loader(split, seed=3, **options).batches(5, start=2))
+    for one, two in zip(first[2:], again, strict=True):
+        assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
     for seed, epoch in ((4, 5), (3, 6)):
-        other = next(loader(split, seed=seed, **options).epoch(epoch))
+        other = next(loader(split, seed=seed, **options).batches(epoch))
         assert not torch.equal(other[0], first[0][0])
 
 
 def test_test_batches_are_in_order_and_untouched():
     split = numbered(50)
-    images, labels = (torch.cat(parts) for parts in zip(*loader(split, 16).epoch()))
+    batches = list(loader(split, 16).batches())
+    images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
     assert torch.equal(labels, split.labels) and torch.equal(images, split.images.float())
 
 
 def test_every_image_has_its_own_crop_mirror_and_cutout():
     plain = gradient_split(1).images[0, 0].float()
-    images, _ = next(loader(gradient_split(256), 256, crop=4).epoch())
+    images = next(loader(gradient_split(256), 256, crop=4).batches()).images
     padded = np.pad(plain.numpy(), 4, mode="reflect")
     crops = {padded[top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)}
     got = {image[0].numpy().tobytes() for image in images}
     assert got <= crops and len(got) > 60  # of 81
 
-    images, _ = next(loader(gradient_split(256), 256, flip=True).epoch())
+    images = next(loader(gradient_split(256), 256, flip=True).batches()).images
     mirrored = (images[:, 0] == plain.flip(1)).all((1, 2))
     assert (mirrored | (images[:, 0] == plain).all((1, 2))).all() and 90 < mirrored.sum() < 166
 
     white = Split(torch.full((256, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(256, dtype=torch.long))
     for side in (7, 8, 16):
-        images, _ = next(loader(white, 256, cutout=side).epoch())
+        images = next(loader(white, 256, cutout=side).batches()).images
         holes = images[:, 0] == 0
         assert holes.sum((1, 2)).max() == side * side and holes.any((1, 2)).all()
         assert len({hole.numpy().tobytes() for hole in holes}) > 200
@@ -124,22 +128,22 @@ def test_colour_and_rotation_are_torchvisions_for_each_image_by_itself():
 def test_mixed_labels_are_the_shares_of_the_pixels():
     split = numbered(40)
     for options in (dict(mixup=1.0), dict(cutmix=1.0), dict(mixup=0.5, cutmix=0.5)):
-        images, labels = next(loader(split, 40, seed=0, **options).epoch())
+        images, labels, *_ = next(loader(split, 40, seed=0, **options).batches())
         assert labels.shape == (40, 40) and torch.allclose(labels.sum(1), torch.ones(40))
         assert torch.allclose(images.mean((1, 2, 3)), labels @ torch.arange(40.0), atol=1e-3)
         assert len({tuple(row) for row in labels.tolist()}) == 40 and (labels.max(1).values < 0.99).sum() > 20
     two = images.flatten(1).std(1) > 1e-3
     assert 8 < two.sum() < 32  # squares of another image in about half, blends of two even ones in the rest
-    images, labels = next(loader(split, 40, seed=0, mixup=0.5).epoch())
+    images, labels, *_ = next(loader(split, 40, seed=0, mixup=0.5).batches())
     assert 8 < (labels.max(1).values == 1).sum() < 32
 
 
 def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):
     found = data.load("folder", pictures)
     pixels = found.train.images.double() / 255
-    assert torch.allclose(torch.tensor(found.about.mean), pixels.mean((0, 2, 3)).float())
-    assert torch.allclose(torch.tensor(found.about.std), pixels.std((0, 2, 3), correction=0).float())
-    images, _ = next(Loader(found.train, found.about, 100).epoch())
+    assert torch.allclose(torch.tensor(found.info.mean), pixels.mean((0, 2, 3)).float())
+    assert torch.allclose(torch.tensor(found.info.std), pixels.std((0, 2, 3), correction=0).float())
+    images = next(Loader(found.train, found.info, 100).batches()).images
     assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
 
@@ -150,14 +154,14 @@ def test_shrunk_images_keep_their_brightness_and_labels():
     assert small.images.shape == (5, 3, 24, 24) and small.images.dtype == torch.uint8
     assert torch.equal(small.labels, split.labels)
     assert torch.allclose(small.images.float().mean(), split.images.float().mean(), atol=1)
-    images, _ = next(loader(small, 5, crop=2).epoch())
+    images = next(loader(small, 5, crop=2).batches()).images
     assert images.shape == (5, 3, 24, 24)
 
 
 def test_synthetic_is_the_same_each_time_and_balanced():
     one, two = data.load("synthetic", "unused"), data.load("synthetic", "unused")
-    assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.about.source
-    assert len(one.about.classes) == 10 and one.test.labels.bincount().tolist() == [400] * 10
+    assert torch.equal(one.train.images, two.train.images) and "synthetic" in one.info.source
+    assert len(one.info.classes) == 10 and one.test.labels.bincount().tolist() == [400] * 10
     assert not torch.equal(one.train.images[:1000], one.train.images[1000:2000])
 
 
@@ -174,7 +178,7 @@ def test_folder_is_decoded_once_and_again_when_it_changes(copy, monkeypatch):
     decoded = []
     monkeypatch.setattr(data, "decode", lambda path, decode=data.decode: decoded.append(path) or decode(path))
     first = data.load("folder", copy)
-    assert first.about.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7]
+    assert first.info.classes == CLASSES and first.train.labels.bincount().tolist() == [7, 7, 7]
     assert len(decoded) == 33
     assert same(first, data.load("folder", copy)) and len(decoded) == 33
     os.utime(copy / "train" / "cat" / "3.png", ns=(1, 1))
@@ -292,17 +296,17 @@ def test_held_out_images_are_even_over_the_classes_and_never_trained_on(monkeypa
     split = Split(images, numbers % classes)
     source = ("numbers", list("0123456789"), split, Split(*(part[:20] for part in split)))
     monkeypatch.setitem(data.SOURCES, "synthetic", lambda root: source)
-    about, train, held = data.load("synthetic", "unused", count, seed)
+    info, train, held = data.load("synthetic", "unused", count, seed)
     corners = (split.images[:, :2, 0, 0].long() for split in (train, held))
     number = [(hundreds * 100 + units).tolist() for hundreds, units in (corner.T for corner in corners)]
     assert sorted(number[0] + number[1]) == list(range(total)) and len(number[1]) == count
     for split in (train, held):
         counts = split.labels.bincount(minlength=classes)
         assert counts.max() - counts.min() <= 1
-    assert (about.train_images, about.scored_images, about.scored_on) == (total - count, count, "held-out")
-    loader = Loader(train, about, 64, seed=0)
+    assert (info.train_images, info.scored_images, info.scored_on) == (total - count, count, "held-out")
+    loader = Loader(train, info, 64, seed=0)
     pixels = torch.cat(
-        [(batch * loader.std + loader.mean)[:, :2, 0, 0].round().long() for batch, _ in loader.epoch()]
+        [(batch.images * loader.std + loader.mean)[:, :2, 0, 0].round().long() for batch in loader.batches()]
     )
     assert sorted((pixels @ torch.tensor([100, 1])).tolist()) == sorted(number[0])
     again = data.load("synthetic", "unused", count, seed).test

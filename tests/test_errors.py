@@ -14,7 +14,7 @@ from harness.errors import Stopped, UserError, one_line_errors
             1,
             "error: file: No space left; what was saved before is intact",
         ),
-        (KeyboardInterrupt(), 130, "stopped before the first step"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_an_exit_code(error, code, words, capsys):

@@ -36,7 +36,7 @@ def test_file_size_limit_keeps_the_old_file(tmp_path):
 def test_metrics_are_read_as_they_were_written(tmp_path):
     rows = [Row(1, 0.1, 2.5, 10.0, 2.25, 12.5, 3.0), Row(2, 0.05, 2.0, 20.0, 2.125, 25.0, 3.5)]
     for scored_on, name in (("test", "test_loss"), ("held-out", "heldout_loss")):
-        folder.write_metrics(tmp_path / "metrics.csv", rows, scored_on)
+        (tmp_path / "metrics.csv").write_text(folder.metrics_text(rows, scored_on))
         with open(tmp_path / "metrics.csv", newline="") as file:
             assert name in next(csv.reader(file))
         assert folder.read_metrics(tmp_path / "metrics.csv") == rows

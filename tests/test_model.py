@@ -202,10 +202,10 @@ def test_six_views_of_a_plain_picture_are_all_the_same():
 def test_weights_are_given_with_and_without_the_last_layer():
     trained, fresh = model.build("fast"), model.build("fast", num_classes=3)
     own = fresh[-1].weight.clone()
-    model.give(fresh, trained.state_dict(), last_layer=False)
+    model.load_weights(fresh, trained.state_dict(), last_layer=False)
     assert torch.equal(fresh[-1].weight, own) and torch.equal(fresh[2].weight, trained[2].weight)
     other = model.build("fast")
-    model.give(other, trained.state_dict())
+    model.load_weights(other, trained.state_dict())
     assert torch.equal(other[-1].weight, trained[-1].weight)
     with pytest.raises(model.NetworkError, match="other layers"):
-        model.give(other, model.build("s8").state_dict())
+        model.load_weights(other, model.build("s8").state_dict())

@@ -79,6 +79,9 @@ def test_each_recipe_names_its_network_and_only_what_differs(recipe):
         ("network=resnet", "fast, "),
         ("dataset=mnist", "cifar10, folder, synthetic"),
         ("device=tpu", "auto, cpu"),
+        ("device=mps", "a Mac trains on its CPU"),
+        ("compile=auto", "on or off"),
+        ("weights=https://example.org/best.pt", "give the path"),
         ("seed=-1", "seed"),
         ("momentum=0", "nesterov"),
         ("holdout=-1", "holdout"),
@@ -127,7 +130,7 @@ def test_missing_and_binary_files(tmp_path):
 def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished):
     weights = f"weights={finished / 'best.pt'}"
     for asked in ([weights], [weights, "network=fast"]):
-        assert settings.parse(asked, "")[0].network == "fast"
+        assert settings.parse(asked, "").settings.network == "fast"
     with pytest.raises(UserError, match="holds fast, not s8"):
         settings.parse([weights, "network=s8"], "")
 

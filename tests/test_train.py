@@ -29,7 +29,8 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
     assert all(0 <= row.test_accuracy <= 100 and row.seconds > 0 for row in rows)
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = settings.read(config=run / "config.yaml")
-    assert (kept.epochs, kept.lr, kept.step_size, kept.out) == (2, 0.05, 1, str(run))
+    assert (kept.epochs, kept.lr, kept.out) == (2, 0.05, str(run))
+    assert kept.step_size is None and kept.small_epochs is None  # what was left empty stays empty
     for words in (
         "Conv2d-1",
         "of fewer than 200,000",
@@ -39,8 +40,7 @@ def test_a_whole_run_and_its_files(call, arguments, tmp_path):
         "epoch   2/2",
         f"test accuracy {rows[-1].test_accuracy:.2f}%",
         "not a result",
-        f"--resume {run}",
-        f"--evaluate {run}",
+        f"python train.py --evaluate {run}",
         "peak memory",
     ):
         assert words in out, words
@@ -90,8 +90,8 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(
 
 def test_stopped_in_the_test_and_resumed(call, arguments, tmp_path, finished, monkeypatch):
     with monkeypatch.context() as patch:
-        test = train.Training.test
-        patch.setattr(train.Training, "test", lambda self: signal.raise_signal(signal.SIGINT) or test(self))
+        test = train.test_epoch
+        patch.setattr(train, "test_epoch", lambda *them: signal.raise_signal(signal.SIGINT) or test(*them))
         assert call(*arguments)[0] == 130
     assert metrics(tmp_path / "run")[1:] == []
     assert call("--resume", tmp_path / "run")[0] == 0
@@ -129,42 +129,74 @@ def test_a_run_that_leaves_out_images_and_stops_in_a_test_resumes_exactly(
 ):
     asked = [*arguments, "epochs=5", "leave_out=0.4"]
     assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
-    answer, tests = train.Training.answer, []
+    test_epoch, tests = train.test_epoch, []
 
-    def interrupted(*batch):
-        tests.append(batch)
+    def interrupted(*them):
+        tests.append(them)
         if len(tests) == 2:  # of the second epoch, the first to leave images out
             signal.raise_signal(signal.SIGINT)
-        return answer(*batch)
+        return test_epoch(*them)
 
-    monkeypatch.setattr(train.Training, "answer", interrupted)
+    monkeypatch.setattr(train, "test_epoch", interrupted)
     assert call(*asked)[0] == 130
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(start):
+def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(start, epochs):
     training = start("epochs=5", "leave_out=0.4", "small_epochs=1")
     for kept in (21, 16, 16, 21, 21):
-        assert len(training.current.among) == kept
-        before = training.losses.known.clone()
-        left_out = [image for image in range(21) if image not in training.current.among.tolist()]
-        for _ in training.epoch():
-            pass
-        changed = (training.losses.known != before).nonzero().flatten().tolist()
+        before = training.losses.clone()
+        epochs(training)
+        assert len(training.images) == kept and training.steps == -(-kept // 8)
+        left_out = [image for image in range(21) if image not in training.images.tolist()]
+        changed = (training.losses != before).nonzero().flatten().tolist()
         assert sorted(changed + left_out) == list(range(21))
         if kept < 21:
             assert before[left_out].max() <= before[changed].min()
 
 
-def test_resume_extends_a_run_with_new_learning_rates(call, finished, tmp_path):
+def test_a_learning_rate_given_when_resuming_holds_from_then_on(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
-    assert call("--resume", run, "epochs=4", "lr=0.01", "gamma=0.5", "step_size=2")[0] == 0
-    rows = folder.read_metrics(run / "metrics.csv")
-    assert [row.epoch for row in rows] == [1, 2, 3, 4]
-    assert [row.lr for row in rows[2:]] == [0.005, 0.005]
+    code, out, _ = call("--resume", run, "epochs=3", "lr=0.01", "gamma=0.5", "step_size=2")
+    assert code == 0 and "at learning rate 0.01\n" in out and "lr: 0.05 before, 0.01 from now on" in out
     kept = settings.read(config=run / "config.yaml")
-    assert (kept.epochs, kept.lr, kept.gamma, kept.step_size) == (4, 0.01, 0.5, 2)
+    assert (kept.epochs, kept.lr, kept.gamma, kept.step_size) == (3, 0.01, 0.5, 2)
+    assert call("--resume", run, "epochs=6")[0] == 0  # does not count as given again
+    rows = folder.read_metrics(run / "metrics.csv")
+    assert [row.epoch for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.lr for row in rows[2:]] == [0.01, 0.01, 0.005, 0.005]  # falls at epochs that 2 divides
+
+
+def test_a_longer_run_has_the_learning_rates_of_one_begun_so(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    assert call("--resume", run, "epochs=10")[0] == 0
+    rates = [row.lr for row in folder.read_metrics(run / "metrics.csv")]
+    assert rates == pytest.approx([0.05, 0.025] + [0.025] * 2 + [0.0125] * 2 + [0.00625] * 2 + [0.003125] * 2)
+    assert settings.read(config=run / "config.yaml").step_size is None
+
+
+def test_a_run_that_is_done_says_so_and_is_not_shortened(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    code, out, _ = call("--resume", run)
+    assert code == 0 and "nothing to do: all 2 epochs are done" in out
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    code, _, error = call("--resume", run, "epochs=1")
+    assert code == 2 and "has done 2 already" in error and len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_an_epoch_begun_keeps_its_images_whatever_the_epochs_become(call, arguments, tmp_path, at_step):
+    at_step(5, lambda: signal.raise_signal(signal.SIGINT))  # the second step of the second epoch, of two
+    assert call(*arguments, "epochs=5", "leave_out=0.4")[0] == 130
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 2 and len(saved["images"]) == 16
+    seen = saved["losses"].nonzero().flatten().tolist()
+    assert len(seen) == 21  # those left out keep theirs
+    assert call("--resume", tmp_path / "run", "epochs=3")[0] == 0
+    rows = folder.read_metrics(tmp_path / "run" / "metrics.csv")
+    right = rows[1].train_accuracy * 16 / 100
+    assert right == pytest.approx(round(right), abs=1e-3)  # the second epoch trained on 16 images
 
 
 def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch):
@@ -182,46 +214,44 @@ def test_learning_rate_warms_up_and_falls(call, arguments, tmp_path, monkeypatch
 
 
 def test_first_epochs_see_small_images(call, arguments, monkeypatch):
-    sides, score = [], train.Training.score
+    sides, forward = [], train.forward
 
-    def noting(training, network, images, labels):
-        sides.append(images.shape[-1])
-        return score(training, network, images, labels)
+    def noting(training, network, batch):
+        sides.append(batch.images.shape[-1])
+        return forward(training, network, batch)
 
-    monkeypatch.setattr(train.Training, "score", noting)
+    monkeypatch.setattr(train, "forward", noting)
     assert call(*arguments, "epochs=3", "small_epochs=2", "small_size=16")[0] == 0
     assert sides == [16, 16, 16, 32] * 2 + [32] * 4  # three training batches and a test batch an epoch
 
 
 def test_averaged_weights_are_the_moving_average_of_the_weights(start):
     training = start("average=0.35", "small_epochs=0", "batch_size=4")
-    steps = len(training.loader)
-    averaging = [step for step in range(steps) if (steps - 1 - step) % train.AVERAGE_EVERY == 0]
-    assert averaging == [1, 5]  # the last step of an epoch is always one
-    expected, before = None, -1
-    for step, batch in enumerate(training.loader.epoch()):
-        training.forward.train()
-        training.update(*batch)
-        training.step = step + 1
-        weight = training.network[2].weight.detach().clone()
-        if step in averaging:
-            decay = min(0.35, (1 + step) / (10 + step)) ** (step - before)
-            expected = weight if expected is None else decay * expected + (1 - decay) * weight
-            before = step
-    averaged = training.average.module[2].weight
-    assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, weight, atol=1e-4)
+    expected, weight, steps = training.network[2].weight.detach().clone(), training.network[2].weight, []
+
+    @torch.no_grad()
+    def after_batch(training):
+        steps.append(training.step)
+        decay = min(0.35, len(steps) / (9 + len(steps)))
+        expected.copy_(decay * expected + (1 - decay) * weight)
+        averaged = training.average.network[2].weight
+        assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, weight, atol=1e-4)
+
+    train.train_epoch(training, after_batch)
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_without_an_average_the_weights_themselves_are_tested(start):
+def test_without_an_average_the_weights_themselves_are_tested(start, epochs):
     training = start("average=0")
-    for _ in training.epoch():
-        pass
+    epochs(training)
     for name, value in training.network.state_dict().items():
-        assert torch.equal(value, training.average.module.state_dict()[name]), name
+        if value.is_floating_point():  # not BatchNorm's count of batches, which nothing uses
+            assert torch.equal(value, training.average.network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
-    "setting", ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere"]
+    "setting",
+    ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere", "whiten=false", "weights=x"],
 )
 def test_resume_refuses_to_become_another_run(call, finished, setting):
     before = (finished / "config.yaml").read_bytes()
@@ -323,18 +353,14 @@ def test_compiled_network_leaves_a_plain_checkpoint(call, arguments, tmp_path, f
 
 def test_metrics_are_means_over_images_not_batches(start, pictures):
     training = start("label_smoothing=0", "precision=float32")
-    about, _, test = data.load("folder", pictures)
-    training.test_loader = data.Loader(test, about, 5)  # batches of 5, 5 and 2
-    with pytest.raises(StopIteration) as ended:
-        batches = training.test()
-        while True:
-            next(batches)
-    loss, accuracy = ended.value.value
-    images, labels = next(data.Loader(test, about, 12).epoch())
+    info, _, test = data.load("folder", pictures)
+    training.test_loader = data.Loader(test, info, 5)  # batches of 5, 5 and 2
+    loss, accuracy = train.test_epoch(training, lambda _: None)
+    batch = next(data.Loader(test, info, 12).batches())
     with torch.no_grad():
-        logits = training.network.eval()(images)
-    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+        logits = training.network.eval()(batch.images)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item(), rel=1e-4)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == batch.labels).double().mean().item())
 
 
 def test_a_notebook_may_train_twice(call, arguments, tmp_path):
