@@ -39,4 +39,6 @@ def checkpoint(saved: dict[str, Any], images: int) -> dict[str, Any]:
     if saved["step"] > 0:
         losses = losses.clone()
         losses[chosen] = saved.get("new_losses", torch.zeros(images))[chosen]
-    return saved | {"losses": losses, "images": chosen, "meter": saved["totals"], "lr_since": 0}
+    settings = settings | {"compile": False}  # it could be `auto`
+    state = {"losses": losses, "images": chosen, "meter": saved["totals"], "lr_since": 0}
+    return saved | {"settings": settings} | state

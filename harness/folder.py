@@ -74,11 +74,13 @@ class RunFolder:
             if self.settings.epochs < (done := len(self.saved["rows"])):
                 asked = f"epochs={self.settings.epochs}"
                 raise UserError(f"{asked}: {self.path} has done {done} already; give more to go on")
-            training.load_state_dict(earlier.checkpoint(self.saved, info.train_images))
+            self.saved = earlier.checkpoint(self.saved, info.train_images)
+            training.load_state_dict(self.saved)
         with devices.first_rank_first():
             self.write("config.yaml", dump(self.settings).encode())
         if self.saved:
-            self.rows = training.rows
+            self.rows = list(training.rows)
+            self.write_metrics()  # in case the run was killed between the two files
         else:
             self.save(training)
         self.stop.listen()
@@ -118,12 +120,16 @@ class RunFolder:
         if epoch_ended and best(self.rows) is self.rows[-1]:
             for_use = {name: state[name] for name in checkpoint.FOR_USE}
             self.write("best.pt", serialised(for_use), optional=True)
-        self.write("metrics.csv", metrics_text(self.rows, self.info.scored_on).encode(), optional=True)
+        self.write_metrics()
         if epoch_ended and self.tensorboard:
             for name, value in self.rows[-1]._asdict().items():
                 self.tensorboard.add_scalar(name, value, len(self.rows))
         if time.monotonic() - self.drawn_at > DRAW_EVERY:
             self.draw_curves()
+
+    def write_metrics(self) -> None:
+        """Write metrics.csv, a row for each epoch saved."""
+        self.write("metrics.csv", metrics_text(self.rows, self.info.scored_on).encode(), optional=True)
 
     def write(self, name: str, content: bytes | memoryview, optional: bool = False) -> None:
         """Write a file. What is `optional` costs no run: a note tells what went wrong."""

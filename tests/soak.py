@@ -80,7 +80,10 @@ def soak(settings, folder, kills, chance):
         name = SIGNALS[sum(sent.values()) % len(SIGNALS)]
         process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=60)
-        assert process.returncode in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,), "SIGHUP": (129, -1)}[name], error
+        assert (
+            process.returncode
+            in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,), "SIGHUP": (129, -1)}[name]
+        ), error
         assert "Traceback" not in error, error
         sent[name] += 1
     for each in (process, undisturbed):

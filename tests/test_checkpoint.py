@@ -84,6 +84,7 @@ def test_a_run_with_weights_resumes_without_their_file(call, arguments, finished
 def test_the_messages_name_the_data_to_give(finished):
     saved = torch.load(finished / "last.pt", weights_only=True)
     with pytest.raises(
-        UserError, match=r"fast for 3 classes \(cat, dog, owl\), the settings ask for fast for 2 \(cat, dog\); give"
+        UserError,
+        match=r"fast for 3 classes \(cat, dog, owl\), the settings ask for fast for 2 \(cat, dog\); give",
     ):
         checkpoint.check_network(saved, "fast", ["cat", "dog"])

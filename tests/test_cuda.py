@@ -37,7 +37,7 @@ class Waited(Exception):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses every operation that takes something from the device to the CPU, or from the CPU to the device."""
+    """Refuses every operation that takes something from the device to the CPU, or the other way."""
 
     suspended = False
 

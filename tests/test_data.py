@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 import data
-from data import Info, Augmentation, DataError, Loader, Split
+from data import Augmentation, DataError, Info, Loader, Split
 
 
 def numbered(n, size=8):

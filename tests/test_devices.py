@@ -183,3 +183,25 @@ def test_freed_memory_is_kept_for_the_next_step():
             libc.free(memory)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     assert faults[2] - faults[0] < 100
+
+
+@pytest.mark.skipif(windows, reason="needs POSIX signals")
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = devices.StopSignal()
+    stop.listen()
+    signal.raise_signal(signal.SIGHUP)
+    stop.release()
+    assert stop.number == 0 and signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
+def test_auto_is_cuda_or_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick("auto").type == "cpu"
+
+
+def test_peak_memory_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    assert devices.peak_memory(torch.device("cuda")) == 3
+    assert windows or 0.05 < devices.peak_memory(torch.device("cpu")) < 1000

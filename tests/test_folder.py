@@ -1,8 +1,12 @@
 import csv
+import errno
 import os
+import stat
 import sys
 
+import filelock
 import pytest
+from soak import same_run
 
 from harness import folder
 from harness.metrics import Row
@@ -58,3 +62,72 @@ def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
         "samples",
         "curves",
     } <= set(events.Tags()["images"])
+
+
+def held_open(monkeypatch, names, times=10**6):
+    """Let files of these names be held open by another program, so many times; returns the names met."""
+    met, replace = [], os.replace
+
+    def refuse(source, target):
+        if os.path.basename(target) in names and len(met) < times:
+            met.append(os.path.basename(target))
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(folder, "PATIENCE", 0)
+    return met
+
+
+def test_files_that_another_program_holds_open_are_left_and_noted(
+    call, arguments, tmp_path, finished, monkeypatch
+):
+    held_open(monkeypatch, ["metrics.csv", "curves.png", "samples.png", "best.pt"])
+    code, out, error = call(*arguments)
+    assert (code, error) == (0, "")
+    for name in ("metrics.csv", "curves.png", "samples.png", "best.pt"):
+        assert f"{name} could not be written (Permission denied); the training goes on" in out
+    monkeypatch.undo()
+    assert call("--resume", tmp_path / "run")[0] == 0  # the next save writes what is missing
+    assert same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("times, code", [(3, 0), (10**6, 1)])
+def test_the_checkpoint_is_worth_a_few_tries(call, arguments, tmp_path, monkeypatch, times, code):
+    met = held_open(monkeypatch, ["last.pt"], times)
+    got, _, error = call(*arguments)
+    assert got == code and len(met) == min(times, folder.RETRIES + 1)
+    if code:
+        assert "last.pt: Permission denied" in error and len(error.splitlines()) == 1
+
+
+def test_a_file_system_without_locks_or_fsync_of_folders_will_do(
+    call, arguments, tmp_path, finished, monkeypatch
+):
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def only_files(descriptor, fsync=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(os, "fsync", only_files)
+    code, out, error = call(*arguments)
+    assert (code, error) == (0, "") and "cannot be locked" in out and "second training" in out
+    assert same_run(tmp_path / "run", finished)
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len({folder.fresh("fast") for _ in range(3)}) == 3
+    assert all(path.name.startswith("fast-") for path in (tmp_path / "runs").iterdir())
+
+
+def test_a_run_without_out_names_its_folder_itself(call, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments[:-1])[0] == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("fast-20") and "out: ''" in (run / "config.yaml").read_text()
+    assert call("--resume", run, "out=other")[0] == 2

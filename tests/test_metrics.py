@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
-from harness.metrics import Row, Meter, best
+from harness.metrics import Meter, Row, best
 
 
 def test_the_best_row_is_the_first_of_equals():

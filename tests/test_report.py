@@ -2,7 +2,6 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from harness import report, settings
 
@@ -31,7 +30,9 @@ def test_time_left_knows_that_epochs_with_images_left_out_are_quicker():
 
 def test_every_epoch_says_how_long_is_left(call, arguments):
     lines = [line for line in call(*arguments, "epochs=3")[1].splitlines() if line.startswith("epoch ")]
-    assert len(lines) == 3 and all(line.endswith(" left") for line in lines) and lines[2].endswith(" 00:00 left")
+    assert (
+        len(lines) == 3 and all(line.endswith(" left") for line in lines) and lines[2].endswith(" 00:00 left")
+    )
 
 
 def test_an_epoch_that_leaves_images_out_says_so(call, arguments):

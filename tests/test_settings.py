@@ -31,6 +31,19 @@ def test_values_take_the_declared_types(tmp_path):
     assert settings.read(["step_size="]).step_size is None
 
 
+@pytest.mark.parametrize("text", ["out: ~\n", "out: null\n", "out:\n"])
+def test_nothing_in_yaml_is_nothing(tmp_path, text):
+    assert settings.read(config=file(tmp_path, text)).out == ""
+    assert settings.read(config=file(tmp_path, 'out: "null"\n')).out == "null"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for found in (settings.read(["out=~/runs/a"]), settings.read(config=file(tmp_path, "out: ~/runs/a\n"))):
+        assert found.out == str(tmp_path / "runs" / "a")
+
+
 def test_what_dump_writes_read_takes_back(tmp_path):
     found = settings.read(["lr=0.123456789", "out=Läufe/#1: a", "step_size="])
     assert settings.read(config=file(tmp_path, settings.dump(found))) == found

@@ -5,16 +5,17 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 import torch
 from conftest import FILES
-from soak import metrics, same_run, soak
+from soak import launch, metrics, same_run, soak
 
 import data
 import model
 import train
-from harness import checkpoint, folder, settings
+from harness import checkpoint, devices, folder, report, settings
 
 
 def test_a_whole_run_and_its_files(call, arguments, tmp_path):
@@ -73,7 +74,7 @@ def test_same_settings_same_run(call, arguments, tmp_path, finished):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", devices.STOPPING)
 def test_stopped_and_resumed_is_the_run_that_never_stopped(
     call, arguments, tmp_path, finished, monkeypatch, at_step, batch, number
 ):
@@ -235,7 +236,9 @@ def test_averaged_weights_are_the_moving_average_of_the_weights(start):
         decay = min(0.35, len(steps) / (9 + len(steps)))
         expected.copy_(decay * expected + (1 - decay) * weight)
         averaged = training.average.network[2].weight
-        assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, weight, atol=1e-4)
+        assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(
+            averaged, weight, atol=1e-4
+        )
 
     train.train_epoch(training, after_batch)
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -251,7 +254,15 @@ def test_without_an_average_the_weights_themselves_are_tested(start, epochs):
 
 @pytest.mark.parametrize(
     "setting",
-    ["network=s8", "dataset=synthetic", "batch_size=16", "seed=5", "out=elsewhere", "whiten=false", "weights=x"],
+    [
+        "network=s8",
+        "dataset=synthetic",
+        "batch_size=16",
+        "seed=5",
+        "out=elsewhere",
+        "whiten=false",
+        "weights=x",
+    ],
 )
 def test_resume_refuses_to_become_another_run(call, finished, setting):
     before = (finished / "config.yaml").read_bytes()
@@ -279,6 +290,10 @@ BAD = {
     "other classes": ("--resume {bad}/foreign", "2 classes"),
     "hostile file": ("--resume {bad}/hostile", "last.pt"),
     "taken folder": ("out={finished}", "already holds a run"),
+    "a file as out": ("dataset=synthetic out={bad}/list.yaml", "is a file"),
+    "below a file": ("dataset=synthetic out={bad}/list.yaml/run", "is a file"),
+    "an address": ("--config https://example.org/my.yaml", "give the path"),
+    "a folder as checkpoint": ("--resume {bad}/heap", "last.pt: cannot be read"),
     "no data": ("dataset=folder data_dir={bad}/none out={bad}/new", "train"),
 }
 
@@ -298,6 +313,8 @@ def bad(tmp_path_factory, finished):
     for name in ("unsaved", "damaged", "old", "foreign", "hostile"):
         shutil.copytree(finished, root / name)
     (root / "unsaved" / "last.pt").unlink()
+    shutil.copytree(finished, root / "heap", ignore=shutil.ignore_patterns("last.pt"))
+    (root / "heap" / "last.pt").mkdir()
     raw = (finished / "last.pt").read_bytes()
     (root / "damaged" / "last.pt").write_bytes(raw[: len(raw) // 2])
     saved = torch.load(finished / "last.pt", weights_only=True)
@@ -381,7 +398,142 @@ def test_held_out_images_are_scored_and_named(call, arguments, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_a_run_killed_three_times_is_the_run_that_was_not(arguments, tmp_path):
+def test_a_run_killed_four_times_is_the_run_that_was_not(arguments, tmp_path):
     asked = [*arguments[:-1], "epochs=60", "checkpoint_minutes=0.001"]
-    sent, _, equal = soak(asked, tmp_path, 3, random.Random(0))
-    assert equal and sorted(sent) == ["SIGINT", "SIGKILL", "SIGTERM"]
+    sent, _, equal = soak(asked, tmp_path, 4, random.Random(0))
+    assert equal and sorted(sent) == ["SIGHUP", "SIGINT", "SIGKILL", "SIGTERM"]
+
+
+def test_ctrl_c_after_the_last_epoch_changes_nothing(call, arguments, tmp_path, finished, monkeypatch):
+    epoch = report.epoch
+
+    def interrupted(settings, info, rows, seconds):
+        epoch(settings, info, rows, seconds)
+        if len(rows) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(report, "epoch", interrupted)
+    code, out, error = call(*arguments)
+    assert (code, error) == (0, "") and "evaluate with" in out
+    assert same_run(tmp_path / "run", finished) and (tmp_path / "run" / "curves.png").exists()
+
+
+def test_ctrl_c_before_the_training_leaves_nothing_behind(call, arguments, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_data", interrupted)
+    assert call(*arguments) == (130, "", "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_that_goes_on_can_be_copied(call, arguments, tmp_path, at_step):
+    run = tmp_path / "my runs" / "a b"
+    at_step(2, lambda: signal.raise_signal(signal.SIGINT))
+    _, _, error = call(*arguments, f"out={run}")
+    quoted = f'"{run}"' if os.name == "nt" else f"'{run}'"
+    assert error.endswith(f"python train.py --resume {quoted}\n")
+
+
+def test_a_training_whose_reader_is_gone_trains_on(arguments, tmp_path, finished, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, open(writer, "w") as closed:
+        patch.setattr(sys, "stdout", closed)
+        assert train.main(arguments) == 0
+    assert same_run(tmp_path / "run", finished)
+    error = capsys.readouterr().err
+    assert "cannot be written any more" in error and len(error.splitlines()) == 1
+
+
+def test_a_training_without_streams_trains(arguments, tmp_path, finished, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert train.main(arguments) == 0
+    assert same_run(tmp_path / "run", finished)
+
+
+def test_where_torch_cannot_compile_a_line_says_so(call, arguments, tmp_path, finished, monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("\nno compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    code, out, error = call(*arguments, "compile=on")
+    assert (code, error) == (0, "")
+    assert out.startswith(
+        "note: torch.compile does not work here (no compiler); training goes on without it\n"
+    )
+    assert same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("words", ["torch", "cuda", "python"])
+def test_too_little_memory_is_one_line(call, arguments, at_step, words):
+    def allocate():
+        if words == "torch":
+            torch.empty(10**15)  # the real message
+        raise MemoryError if words == "python" else torch.OutOfMemoryError("CUDA out of memory. Tried ...")
+
+    at_step(2, allocate)
+    code, _, error = call(*arguments)
+    assert code == 2 and "lower batch_size" in error and len(error.splitlines()) == 1
+
+
+def test_a_network_for_one_size_of_images_is_told_what_to_set(call, arguments, monkeypatch):
+    def network(classes, dropout):
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, classes)
+        )
+
+    monkeypatch.setitem(model.NETWORKS, "mine", network)
+    asked = [*arguments, "network=mine", "whiten=false"]
+    code, _, error = call(*asked)
+    assert code == 2 and "set small_epochs=0" in error and len(error.splitlines()) == 1
+    assert call(*asked, "small_epochs=0")[0] == 0
+
+
+def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments, tmp_path, at_step):
+    assert call(*arguments, "epochs=5", "leave_out=0", f"out={tmp_path / 'whole'}")[0] == 0
+    at_step(4, lambda: signal.raise_signal(signal.SIGINT))
+    assert call(*arguments, "epochs=5", "leave_out=0")[0] == 130
+    config = tmp_path / "run" / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if "leave_out" not in line]
+    lines = ["compile: auto" if line.startswith("compile") else line for line in lines]
+    config.write_text("\n".join([*lines, "plain_epochs: 0"]))
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+    config.write_text(config.read_text() + "plain_epochs: 3\n")
+    code, _, error = call("--resume", tmp_path / "run")
+    assert code == 2 and "plain_epochs is gone" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_checkpoint_of_the_first_format_goes_on_exactly(
+    call, arguments, tmp_path, at_step, step, monkeypatch
+):
+    before, begin_epoch = [], train.Training.begin_epoch
+    note = lambda training: before.append(training.losses.clone()) or begin_epoch(training)  # noqa: E731
+    monkeypatch.setattr(train.Training, "begin_epoch", note)
+    asked = [*arguments, "epochs=5", "leave_out=0.4", "batch_size=7"]
+    assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    at_step(step, lambda: signal.raise_signal(signal.SIGINT))
+    assert call(*asked)[0] == 130
+    path = tmp_path / "run" / "last.pt"
+    saved = torch.load(path, weights_only=True)
+    new = torch.zeros(21)
+    new[saved["images"]] = saved["losses"][saved["images"]]  # it kept apart what the epoch under way had seen
+    first = {"format": 1, "losses": before[-1], "new_losses": new, "totals": saved["meter"]}
+    for name in ("images", "meter", "lr_since", "train_digest", "test_digest", "train_images"):
+        del saved[name]
+    torch.save(saved | first, path)
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_while_torch_loads_is_no_traceback():
+    process = launch("--help")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (-2, 130) and error in ("", "interrupted\n")
