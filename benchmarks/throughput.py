@@ -5,15 +5,17 @@
 
 For each network: (a) our batches alone; (b) torchvision's usual pipeline alone (PIL images, RandomCrop,
 RandomHorizontalFlip, ToTensor, Normalize, DataLoader with 2 workers, batches of 128); (c) the training
-step on one fixed batch; (d) the real training loop; (e) the network's convolutions alone, forward and
+loop on one fixed batch; (d) the training loop as it is; (e) the network's convolutions alone, forward and
 backward, each at its own shape: the limit. The images are random; what is measured does not depend on
 them. Medians of several rounds, in which the parts take turns, so that a noisy machine hits all alike.
 """
 
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -27,10 +29,34 @@ import model
 from harness import devices
 from harness import settings as configuration
 from harness.errors import Parser, one_line_errors
-from train import AVERAGE_EVERY, Training, each_batch
+from train import Training, train_epoch
 
 IMAGES, ROUNDS = 20_000, 3
-Work = Callable[[], Iterator[int]]  # yields numbers of images done
+
+
+class Over(Exception):
+    """The time for a measurement is over."""
+
+
+class Clock:
+    """Counts images for some seconds; the first batch warms up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.images, self.began = seconds, 0, None
+
+    def count(self, images: int) -> None:
+        """So many images are done. Raises Over when the time is."""
+        now = time.perf_counter()
+        if self.began is None:
+            wait_for_device()
+            self.began = time.perf_counter()
+            return
+        self.images += images
+        if now - self.began > self.seconds:
+            raise Over
+
+
+Part = Callable[[Clock], None]  # works and counts until the clock raises Over
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,17 +72,17 @@ def main(argv: list[str] | None = None) -> int:
         peer = DataLoader(Pictures(dataset.train), batch_size=128, shuffle=True, num_workers=2)
         threads = torch.get_num_threads()
         print(f"torch {torch.__version__}, {threads} threads; images/s, median of {ROUNDS} rounds")
-        titles = ("a batches", "b torchvision", "c step", "d loop", "e conv only", "a/b", "d/c", "d/e")
+        titles = ("a batches", "b torchvision", "c one batch", "d loop", "e conv only", "a/b", "d/c", "d/e")
         print(f"{'network':<18}" + "".join(f"{title:>14}" for title in titles))
         ours = theirs = None
-        for settings in map(configuration.resolve, chosen):
+        for settings in chosen:
             training = Training(settings, dataset, devices.pick(settings.device))
             if ours is None:  # these two are the same for every network
-                ours, theirs = medians((partial(batches, training), partial(torchvisions, peer)), 1.5)
-            parts = (partial(part, training) for part in (fixed_batch, real_loop, convolutions))
-            step, loop, limit = medians(list(parts), 0.8)
-            rates = "".join(f"{rate:>14,.0f}" for rate in (ours, theirs, step, loop, limit))
-            ratios = f"{ours / theirs:>14.1f}{loop / step:>14.2f}{loop / limit:>14.2f}"
+                ours, theirs = medians([partial(batches, training), partial(torchvisions, peer)], 1.5)
+            parts = [partial(part, training) for part in (one_batch, loop, convolutions)]
+            one, whole, limit = medians(parts, 0.8)
+            rates = "".join(f"{rate:>14,.0f}" for rate in (ours, theirs, one, whole, limit))
+            ratios = f"{ours / theirs:>14.1f}{whole / one:>14.2f}{whole / limit:>14.2f}"
             print(f"{settings.network:<18}{rates}{ratios}", flush=True)
     return outcome.code
 
@@ -67,8 +93,8 @@ def random_images() -> data.Dataset:
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
     split = data.Split(images.contiguous(memory_format=torch.channels_last), torch.arange(IMAGES) % 10)
     classes = [str(label) for label in range(10)]
-    about = data.About("random images", classes, [0.5] * 3, [0.25] * 3, IMAGES, IMAGES, "test")
-    return data.Dataset(about, split, split)
+    info = data.Info("random images", classes, [0.5] * 3, [0.25] * 3, IMAGES, IMAGES, "test")
+    return data.Dataset(info, split, split)
 
 
 class Pictures(Dataset):
@@ -93,64 +119,60 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def medians(parts: Iterable[Work], seconds: float) -> list[float]:
+def medians(parts: Sequence[Part], seconds: float) -> list[float]:
     """The median rate of each part over rounds in which they take turns."""
-    rounds = [[rate(part(), seconds) for part in parts] for _ in range(ROUNDS)]
+    rounds = [[rate(part, seconds) for part in parts] for _ in range(ROUNDS)]
     return [statistics.median(column) for column in zip(*rounds)]
 
 
-def rate(work: Iterator[int], seconds: float) -> float:
-    """Images per second of `work`, after its first batch."""
-    next(work)
-    began, images = time.perf_counter(), 0
-    for count in work:
-        images += count
-        if (spent := time.perf_counter() - began) > seconds:
-            break
-    return images / spent
+def rate(part: Part, seconds: float) -> float:
+    """Images per second of a part."""
+    clock = Clock(seconds)
+    with suppress(Over):
+        part(clock)
+    wait_for_device()
+    return clock.images / (time.perf_counter() - clock.began)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that what was asked of it is done when the clock is read."""
-    if device.type == "cuda":
+def wait_for_device() -> None:
+    """Let the device finish what it was asked for, before the time is read."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def batches(training: Training) -> Iterator[int]:
+def batches(training: Training, clock: Clock) -> None:
     """Our batches alone."""
-    for epoch in range(1000):
-        for images, _ in training.loader.epoch(epoch):
-            synchronise(training.device)
-            yield len(images)
+    for epoch in itertools.count():
+        for batch in training.large.batches(epoch):
+            clock.count(len(batch.indices))
 
 
-def torchvisions(peer: DataLoader) -> Iterator[int]:
+def torchvisions(peer: DataLoader, clock: Clock) -> None:
     """torchvision's batches alone."""
     while True:
         for images, _ in peer:
-            yield len(images)
+            clock.count(len(images))
 
 
-def fixed_batch(training: Training) -> Iterator[int]:
-    """The training step on one batch."""
-    images, labels = next(training.loader.epoch())
+def loop(training: Training, clock: Clock) -> None:
+    """The training loop as it is."""
+    batch_size = training.settings.batch_size
     while True:
-        for _ in each_batch(training.update, [(images, labels)], training.sums):
-            training.step = (training.step + 1) % AVERAGE_EVERY
-            synchronise(training.device)
-            yield len(images)
+        training.step = 0
+        train_epoch(training, lambda _: clock.count(batch_size))  # but for the last batch of an epoch
 
 
-def real_loop(training: Training) -> Iterator[int]:
-    """The training loop as train.py has it, batch for batch."""
-    for epoch in range(1000):
-        training.begin_epoch()
-        for _ in each_batch(training.update, training.loader.epoch(epoch), training.sums):
-            training.step += 1
-            yield training.loader.images_in(training.step - 1)
+def one_batch(training: Training, clock: Clock) -> None:
+    """The training loop on the same batch again and again."""
+    loader, batch = training.large, next(training.large.batches())
+    training.large.batches = lambda *_: itertools.repeat(batch)
+    try:
+        loop(training, clock)
+    finally:
+        del loader.batches
 
 
-def convolutions(training: Training) -> Iterator[int]:
+def convolutions(training: Training, clock: Clock) -> None:
     """Every convolution of the network, forward and backward, on its own inputs kept from one pass."""
     calls = []
 
@@ -160,9 +182,9 @@ def convolutions(training: Training) -> Iterator[int]:
 
     layers = [layer for layer in training.network.modules() if isinstance(layer, nn.Conv2d)]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    images, _ = next(training.loader.epoch())
+    batch = next(training.large.batches())
     with training.autocast:
-        training.network(images)
+        training.network(batch.images)
     for hook in hooks:
         hook.remove()
     while True:
@@ -171,8 +193,7 @@ def convolutions(training: Training) -> Iterator[int]:
                 result = layer(entry)
             if wanted := [tensor for tensor in (layer.weight, entry) if tensor.requires_grad]:
                 torch.autograd.grad(result, wanted, gradient)
-        synchronise(training.device)
-        yield len(images)
+        clock.count(len(batch.indices))
 
 
 if __name__ == "__main__":

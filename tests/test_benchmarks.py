@@ -3,6 +3,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,50 +178,48 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
 
 
 def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, monkeypatch, capsys):
-    apart = gpu.Plan.train
+    start = gpu.Plan.start
 
-    def resume(command, **_):
-        return subprocess.CompletedProcess(command, train.main(command[2:]))
+    def here(plan, name, *arguments):  # but for the run that is stopped, in this process, which is quicker
+        if "epochs=3" in arguments:
+            return start(plan, name, *arguments)
+        return SimpleNamespace(wait=lambda _: train.main(list(arguments)))
 
-    def run(plan, name, *arguments):  # but for the first in this process, which is quicker
-        if name == "smoke":
-            return apart(plan, name, *arguments)
-        return train.main([*plan.pairs, *arguments, f"out={plan.runs / name}"]) == 0
-
-    monkeypatch.setattr(subprocess, "run", resume)
-    monkeypatch.setattr(gpu.Plan, "train", run)
+    monkeypatch.setattr(gpu.Plan, "start", here)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(throughput, "IMAGES", 40)
-    for name, value in (("SEEDS", 1), ("MOST_SEEDS", 1), ("MEASURED", 0.01)):
+    for name, value in (("SEEDS", 1), ("MEASURED", 0.01), ("START", 0), ("FEWEST", 1)):
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(convolutions, "EPOCHS", 1)
-    monkeypatch.setattr(model, "STUDY", {"dense": model.STUDY["dense"]})
-    known = {name: model.NETWORKS[name] for name in ("accurate", "fast", "dense")}
-    monkeypatch.setattr(model, "NETWORKS", known)
-    asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=1", "batch_size=8"]
-    assert gpu.main([*asked, "--minutes", "30", "--out", "out"]) == 0
+    monkeypatch.setattr(torch, "compile", None)  # then it goes on without
+    recipe = tmp_path / "accurate.yaml"
+    recipe.write_text("network: s8-strided\nepochs: 2\nstep_size: 1\nsmall_epochs: 0\n")
+    monkeypatch.setattr(gpu, "RECIPE", recipe)
+    asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=2", "batch_size=8"]
+    assert gpu.main([*asked, "--minutes", "100", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "first epoch: done" in report and "resumed: done" in report and "time for this part" not in report
-    assert report.count("| off |") == 2 * len(model.NETWORKS)
-    assert len(re.findall(r"^\| 0 \| [\d.]+% \|", report, re.MULTILINE)) == 2 and "| `dense` | " in report
+    stopped = re.search(r"^stopped: exit code (\d+), after [12] epochs", report, re.MULTILINE)
+    assert int(stopped[1]) == 130 or sys.platform == "win32"
+    assert "resumed: done, 3 epochs" in report and "did not end" not in report
+    assert len(re.findall(r"^\| 0 \| (?:off|on) \| [\d.]+% \|", report, re.MULTILINE)) == 2
+    assert len(re.findall(r"^\| `(?:fast|accurate)` \| (?:off|on) \| [\d,]+ \|", report, re.MULTILINE)) == 4
+    assert re.search(r"^\| 2 \| [\d.]+% \| [\d.]+ \|", report, re.MULTILINE)
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
         names = archive.getnames()
-    for name in ("smoke", "fast-seed0", "accurate-seed0", "study-dense"):
-        assert {f"{name}/metrics.csv", f"{name}/config.yaml", f"{name}/best.pt"} <= set(names)
-    assert "smoke.log" in names
+    for name in ("smoke", "fast-seed0-off", "fast-seed0-on", "accurate"):
+        assert {f"runs/{name}/metrics.csv", f"runs/{name}/config.yaml", f"runs/{name}/best.pt"} <= set(names)
+    assert "runs/smoke.log" in names
 
 
 def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=99999"]
-    monkeypatch.setattr(gpu, "smoke", lambda plan: iter(["first" if plan.train("long") else "stopped"]))
-    monkeypatch.setattr(gpu, "rates", lambda plan: (gpu.time.sleep(0.2) or "rate" for _ in range(10**6)))
     began = time.monotonic()
+    monkeypatch.setattr(gpu, "smoke", lambda plan: plan.tell("trained" if plan.train("long") else "stopped"))
     assert gpu.main([*asked, "--minutes", "0.05", "--out", "out"]) == 0
     assert time.monotonic() - began < 40
-    assert "stopped" in (tmp_path / "out" / "report.md").read_text()
-    assert (tmp_path / "out" / "report.md").read_text().count("The time for this part was over.") == 5
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "stopped" in report and "## fast" not in report
     assert gpu.main(["device=tpu", "--out", "out"]) == 2
 
 
