@@ -1,6 +1,6 @@
 """Kill a real run again and again, resume it each time, and compare it with a run that nobody touched.
 
-python -m tests.soak --kills 30
+python -m tests.soak --kills 30      # the last two of them under torchrun, with two ranks
 """
 
 import argparse
@@ -21,6 +21,8 @@ from harness import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
+CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2), "SIGHUP": (129, -1)}
+RANKS_SIGNALS = ["SIGTERM", "SIGHUP"]  # of SIGKILL torchrun could not tell its workers
 
 
 def launch(*arguments, ranks=None):
@@ -57,34 +59,33 @@ def same_run(one, two):
     )
 
 
-def soak(settings, folder, kills, chance):
-    """Run with `settings` undisturbed and under `kills` signals at random moments.
+def soak(settings, folder, kills, chance, ranks=None):
+    """Run with `settings` undisturbed and under `kills` signals at random moments; `ranks` are torchrun's.
 
     Returns the kills by signal, the number of resumes, and whether both runs are equal.
     """
     whole, run = Path(folder, "whole"), Path(folder, "run")
-    undisturbed = launch(*settings, f"out={whole}")
+    undisturbed = launch(*settings, f"out={whole}", ranks=ranks)
     sent, resumes = Counter(), 0
     while True:
         resumable = (run / "last.pt").exists()
         resumes += resumable
         if not resumable:  # killed between making the folder and the first checkpoint
             shutil.rmtree(run, ignore_errors=True)
-        process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]))
+        process = launch(*(["--resume", run] if resumable else [*settings, f"out={run}"]), ranks=ranks)
         if sum(sent.values()) == kills:
             break
         for line in process.stdout:
             if line.startswith("epoch") or "of fewer than" in line:  # its training is about to begin, or has
                 break
         time.sleep(chance.uniform(0, 0.4))
-        name = SIGNALS[sum(sent.values()) % len(SIGNALS)]
+        signals = RANKS_SIGNALS if ranks else SIGNALS
+        name = signals[sum(sent.values()) % len(signals)]
         process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=60)
-        assert (
-            process.returncode
-            in {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130,), "SIGHUP": (129, -1)}[name]
-        ), error
-        assert "Traceback" not in error, error
+        if not ranks:  # torchrun has exit codes and tracebacks of its own
+            assert process.returncode in CODES[name], error
+            assert "Traceback" not in error, error
         sent[name] += 1
     for each in (process, undisturbed):
         out, error = each.communicate()
@@ -99,18 +100,16 @@ def main():
     )
     parser.add_argument("--kills", type=int, default=30)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [
-            "dataset=synthetic",
-            "device=cpu",
-            "batch_size=200",
-            "epochs=3",
-            "dropout=0.1",
-            "checkpoint_minutes=0.01",
-        ]
-        sent, resumes, equal = soak(settings, folder, arguments.kills, random.Random(0))
-    print(f"kills {sent}, resumes {resumes}, differences {'none' if equal else 'FOUND'}")
-    return 0 if equal else 1
+    settings = ["dataset=synthetic", "device=cpu", "batch_size=200", "epochs=3", "dropout=0.1"]
+    settings += ["checkpoint_minutes=0.01"]
+    chance, code = random.Random(0), 0
+    for ranks, kills in ((None, arguments.kills - 2), (2, 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            sent, resumes, equal = soak(settings, folder, kills, chance, ranks)
+        under = "torchrun with two ranks" if ranks else "python"
+        print(f"{under}: kills {sent}, resumes {resumes}, differences {'none' if equal else 'FOUND'}")
+        code = code or int(not equal)
+    return code
 
 
 if __name__ == "__main__":
