@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 import model
-from benchmarks import convolutions, throughput, time_to_accuracy
+from benchmarks import throughput, time_to_accuracy
 from harness import devices, folder
 from harness import settings as configuration
 from harness.errors import Parser, one_line_errors
+from study import table
+from study.run import EPOCHS, common_settings, own_settings
 from train import Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,8 +170,10 @@ def study(plan: Plan) -> Iterator[str]:
     """The kinds one after another, one seed."""
     yield "| network | last epoch | seconds |"
     yield "|---|---|---|"
+    common = common_settings(table.HERE, [])
     for name in model.STUDY:
-        if plan.train(f"study-{name}", *convolutions.schedule(convolutions.EPOCHS), f"network={name}"):
+        own = own_settings(table.Run(name, EPOCHS, 0, table.EQUAL_EPOCHS))
+        if plan.train(f"study-{name}", *common, *own):
             rows = folder.read_metrics(plan.runs / f"study-{name}" / "metrics.csv")
             yield f"| `{name}` | {rows[-1].test_accuracy:.2f}% | {sum(row.seconds for row in rows):.1f} |"
 
