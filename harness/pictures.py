@@ -1,16 +1,13 @@
 """The pictures in a run folder, drawn from what is recorded there. Each function returns a figure."""
 
 import itertools
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from harness.metrics import Row
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 TRAIN, TEST = COLOURS[:2]
 LINES = ["-", "--", ":", "-."]  # for more runs than colours
-# Where a label may stand from its point, in points: the nearest that is free is taken, else the last.
-NEAR = sorted(itertools.product((9, 24, 40), range(-60, 61, 3)), key=lambda place: math.hypot(*place))
-LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3}
 
 
 def curves(rows: Sequence[Row], info: "Info") -> Figure:
@@ -65,55 +59,6 @@ def over_seconds(runs: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
     return figure
-
-
-def labelled(
-    names: Sequence[str], places: Sequence[float], scores: Sequence[Sequence[float]], along: str, title: str
-) -> Figure:
-    """Mean test accuracy over `places`, a labelled point a name, a bar of one standard deviation each way.
-
-    A point more than six percent points below the best is drawn at the lower edge, without a bar.
-    """
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    means = [statistics.mean(values) for values in scores]
-    edge = max(means) - 6
-    heights = [max(mean, edge) for mean in means]
-    bars = [
-        statistics.stdev(values) if len(values) > 1 and mean >= edge else 0
-        for values, mean in zip(scores, means)
-    ]
-    axes.errorbar(places, heights, bars, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
-    axes.set(xlabel=along, ylabel="test accuracy (%)", title=title, xscale="log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(ScalarFormatter())
-    axes.margins(x=0.12)
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    texts = [name if mean >= edge else f"{name} (lower: {mean:.1f}%)" for name, mean in zip(names, means)]
-    label(axes, texts, list(zip(places, heights)), bars)
-    return figure
-
-
-def label(
-    axes: Axes, texts: Sequence[str], points: Sequence[tuple[float, float]], bars: Sequence[float]
-) -> None:
-    """Write each text as near to its point as it can stand without covering a point, a bar or another text.
-
-    A bar reaches so far up and down from its point. The limits and the scale of the axes must be set.
-    """
-    axes.figure.draw_without_rendering()  # settles the layout, without which no place is known
-    to_pixels = axes.transData.transform
-    taken = [
-        Bbox([to_pixels((x, y - bar)) - 5, to_pixels((x, y + bar)) + 5]) for (x, y), bar in zip(points, bars)
-    ]
-    for text, point in sorted(zip(texts, points), key=lambda labelled: -labelled[1][1]):
-        note = axes.annotate(text, point, NEAR[0], textcoords="offset points", va="center")
-        for note.xyann in NEAR:
-            if not any(note.get_window_extent().overlaps(other) for other in taken):
-                break
-        taken.append(note.get_window_extent())
-        axes.annotate("", point, note.xyann, textcoords="offset points", arrowprops=LEADER)
 
 
 def grid(images: Tensor, captions: Sequence[str], columns: int, title: str) -> Figure:

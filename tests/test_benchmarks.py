@@ -10,130 +10,8 @@ import torch
 
 import model
 import train
-from benchmarks import (
-    candidates,
-    convolutions,
-    filters,
-    gpu,
-    kernels,
-    receptive_fields,
-    throughput,
-    time_to_accuracy,
-)
+from benchmarks import candidates, gpu, throughput, time_to_accuracy
 from harness import settings as configuration
-
-
-@pytest.mark.parametrize("name", ["s8", "s8-strided", "accurate", "separable", "gated", "dense-unpooled"])
-def test_a_central_output_depends_on_the_receptive_field_and_no_more(name):
-    size = 128
-    seen = receptive_fields.gradient(name, initialisations=2, images=2, size=size) > 0
-    assert seen.any(0).sum() == seen.any(1).sum() == model.receptive_field(model.build(name)) < size
-
-
-def test_receptive_fields_are_drawn_and_unknown_networks_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(receptive_fields, "gradient", lambda name: receptive_fields.torch.ones(64, 64))
-    assert receptive_fields.main(["--out", str(tmp_path / "seen.png")]) == 0
-    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    assert receptive_fields.main(["s9"]) == 2
-    assert "unknown network 's9'" in capsys.readouterr().err
-
-
-def test_study_of_convolutions_trains_tabulates_draws_and_goes_on(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(convolutions, "RECORDED", tmp_path / "study")
-    call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu"]
-    call += ["--only", "dense,separable", "--epochs", "3", "--seeds", "2", "--out", str(tmp_path / "study")]
-    monkeypatch.setattr(convolutions, "speeds", lambda dataset, pairs: {"dense": 300, "separable": 200})
-    assert convolutions.main(call) == 0
-    study = convolutions.Study(tmp_path / "study")
-    assert capsys.readouterr().out == f"{study.table()}\n" and len(study.table().splitlines()) == 4
-    runs = [f"dense-3-seed{seed}" for seed in (0, 1)] + ["separable-2-seed0"]
-    runs += [f"separable-3-seed{seed}" for seed in (0, 1)]
-    assert sorted(path.parent.name for path in study.root.glob("*/metrics.csv")) == runs
-    for name, epochs in (("dense", 3), ("separable", 2)):
-        scores = [study.rows(name, 3, seed)[-1].test_accuracy for seed in (0, 1)]
-        assert convolutions.spread(scores) in study.line(name) and "± " in convolutions.spread(scores)
-        timed = study.rows(name, epochs, 0)[-1].test_accuracy
-        assert study.line(name).endswith(f" {timed:.2f}% ({epochs} epochs) |")
-    settings = configuration.read((), study.run("separable", 2, 0) / "config.yaml")
-    assert (settings.epochs, settings.step_size, settings.gamma) == (2, 1, 0.1414)
-    assert {path.name for path in study.root.glob("*.png")} == {"multiply_adds.png", "seconds.png"}
-    monkeypatch.setattr(convolutions.train, "main", None)  # nothing is trained anew
-    monkeypatch.setattr(convolutions, "PAGE", tmp_path / "page.md")
-    page = "| `separable` | ?\n\n## One\n`separable` ends at ?\n| `gated` | ?\n"
-    convolutions.PAGE.write_text(page, encoding="utf-8")
-    for _ in range(2):
-        assert convolutions.main(call) == convolutions.main(["--table"]) == convolutions.main(["--page"]) == 0
-        written = f"{study.line('separable')}\n\n## One\n{study.sentence('separable')}\n| `gated` | ?\n"
-        assert convolutions.PAGE.read_text(encoding="utf-8") == written
-    assert convolutions.main([*call, "--epochs", "4"]) == 2
-    assert "made with epochs 3, not 4" in capsys.readouterr().err
-
-
-def test_a_study_that_was_stopped_goes_on(pictures, tmp_path, monkeypatch):
-    call = ["dataset=folder", f"data_dir={pictures}", "batch_size=8", "device=cpu", "--only", "dense"]
-    call += ["--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr(convolutions, "MEASURED", 0.01)
-    monkeypatch.setattr(model, "STUDY", {name: model.STUDY[name] for name in ("dense", "separable")})
-    whole, calls = convolutions.train.main, []
-
-    def stopped(argv):
-        calls.append(argv)
-        return whole([*argv, "epochs=1"]) or 130
-
-    monkeypatch.setattr(convolutions.train, "main", stopped)
-    assert convolutions.main(call) == 130
-    monkeypatch.setattr(
-        convolutions.train, "main", lambda argv: calls.append(argv) or whole([*argv, "epochs=2"])
-    )
-    assert convolutions.main(call) == 0
-    run = tmp_path / "dense-2-seed0"
-    assert calls[1] == ["--resume", str(run)] and len(calls) == 2
-    assert len(convolutions.folder.read_metrics(run / "metrics.csv")) == 2
-    assert all(rate > 0 for rate in convolutions.Study(tmp_path).about["images_per_second"].values())
-
-
-def test_what_layers_move_is_counted():
-    images = 32 * 32 * 3
-    layers = [torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.ReLU(), torch.nn.Flatten()]
-    assert convolutions.moved(torch.nn.Sequential(*layers)) == 2 * (images + 3 * 32 * 32 * 4)
-
-
-@pytest.mark.parametrize(
-    "name, counts",
-    [
-        ("dense", [72]),
-        ("dense-5x5", [200]),
-        ("asymmetric", [24, 24]),
-        ("grouped", [18, 8]),
-        ("separable", [9, 8]),
-        ("bottleneck", [8, 36, 4]),
-        ("inverted", [8, 9, 24]),
-        ("gated", [9, 8]),
-        ("pointwise", [8]),
-        ("dense-averaged", [4, 72]),
-        ("dense-residual", [72]),
-    ],
-)
-def test_drawings_show_as_many_pixels_as_a_kernel_has_weights(name, counts):
-    assert [int(kernels.reads(layer).sum()) for layer in kernels.steps(name)] == counts
-
-
-def test_kinds_are_drawn_each_to_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "STUDY", {name: model.STUDY[name] for name in ("dense-residual", "gated")})
-    assert kernels.main(["--out", str(tmp_path)]) == 0
-    assert {path.stem for path in tmp_path.iterdir()} == set(model.STUDY)
-
-
-def test_first_filters_are_drawn_each_at_its_own_scale(finished, tmp_path, capsys):
-    weights = torch.zeros(2, 3, 2, 2)
-    weights[0, 0], weights[1, :, 0] = 0.1, -5
-    picture = filters.tiled(weights)
-    assert picture.shape == (3, 4, 7) and picture[:, 1, 1].tolist() == [1, 0.5, 0.5]
-    assert picture[:, 1, 4].tolist() == [0, 0, 0] and picture[:, 2, 4].tolist() == [0.5] * 3
-    assert filters.main([str(finished / "last.pt")] * 2 + ["--out", str(tmp_path / "seen.png")]) == 0
-    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    assert filters.main([str(finished / "metrics.csv")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capsys):
@@ -157,24 +35,13 @@ def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeyp
 
 def test_bad_input_gets_one_line(tmp_path, capsys):
     for call, words in (
-        (
-            lambda: convolutions.main(
-                ["--out", str(tmp_path / "study"), "dataset=folder", f"data_dir={tmp_path / 'none'}"]
-            ),
-            "no such folder",
-        ),
         (lambda: throughput.main(["s9"]), "s9"),
-        (lambda: convolutions.main(["lr=x"]), "lr"),
-        (lambda: convolutions.main(["--only", "dense,round"]), "--only round: choose from dense, "),
-        (lambda: convolutions.main(["--seeds", "0"]), "--seeds"),
-        (lambda: kernels.main(["--nosuch"]), "--nosuch"),
         (lambda: time_to_accuracy.main(["--seeds", "some"]), "--seeds"),
         (lambda: time_to_accuracy.main(["--runs", str(tmp_path)]), "metrics.csv: there is no such file"),
     ):
         assert call() == 2
         error = capsys.readouterr().err
         assert words in error and len(error.splitlines()) == 1
-    assert not (tmp_path / "study").exists()
 
 
 def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, monkeypatch, capsys):

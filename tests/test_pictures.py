@@ -63,20 +63,3 @@ def test_curves_mark_where_the_learning_rate_falls():
     figure = pictures.curves(rows, ABOUT)
     assert figure.get_suptitle() == "53.00% test accuracy after the last epoch, on somewhere"
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[2.5, 2.5], [1, 2, 3], [1, 2, 3]]
-
-
-def test_a_point_far_below_the_others_is_drawn_at_the_edge_and_says_so():
-    figure = pictures.labelled(["a", "b"], [1, 2], [[80, 82], [60]], "seconds", "title")
-    texts = {text.get_text(): tuple(text.xy) for text in figure.axes[0].texts if text.get_text()}
-    assert texts == {"a": (1, 81), "b (lower: 60.0%)": (2, 75)}
-
-
-def test_labels_cover_neither_each_other_nor_the_bars():
-    names = ["one", "two", "three", "a long name", "barred", "far"]
-    scores = [[80], [80.1], [80], [80.7], [80.9, 80.3], [79]]
-    axes = pictures.labelled(names, [2, 2, 2, 2, 2.1, 3], scores, "", "").axes[0]
-    labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
-    bars = [Bbox(axes.transData.transform(bar)) for bar in axes.collections[0].get_segments()]
-    assert len(labels) == 6
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(labels, 2))
-    assert not any(one.overlaps(bar) for one, bar in itertools.product(labels, bars) if bar.height)

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 import model
-from benchmarks import convolutions
 from benchmarks.time_to_accuracy import passed
 from harness import checkpoint, folder
 from tools.predict import SHIPPED
@@ -95,12 +94,3 @@ def test_starting_from_weights_is_as_good_as_the_readme_says():
         for epoch in (0, -1):
             scores = [rows[epoch].test_accuracy for rows in runs]
             assert f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}%" in readme
-
-
-def test_the_page_of_convolutions_says_what_is_recorded():
-    study = convolutions.Study(convolutions.RECORDED)
-    page = convolutions.PAGE.read_text(encoding="utf-8")
-    assert study.table() in page
-    for name in study.kinds():
-        section = page.split(f"](convolutions/{name}.png)")[1].split("\n##")[0]
-        assert study.sentence(name) in section
