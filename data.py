@@ -3,31 +3,49 @@
 python data.py [cifar10 | folder | synthetic] [DATA_DIR]     # fetch, check, and print what is there
 """
 
-import argparse
 import hashlib
 import math
 import os
+import signal
 import sys
 import tarfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from tqdm import tqdm
 
 SIZE = 32
+SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
+TEST_NAMES = ("val", "valid", "validation")  # what others call test/
+SHOWN = 5  # of many bad files
 
 
 class DataError(Exception):
     """Missing or bad data; the message is one line that names the file or setting and what to do."""
+
+
+class BadPictures(DataError):
+    """Files that are no pictures, in `lines`, one for each; the message shows the first few."""
+
+    def __init__(self, root: Path, lines: list[str]) -> None:
+        more = f"\n  ... python data.py folder {root} lists them all" if len(lines) > SHOWN else ""
+        shown = "\n  ".join(lines[:SHOWN])
+        what = "file cannot" if len(lines) == 1 else "files cannot"
+        super().__init__(f"{root}: {len(lines):,} {what} be used; repair or remove:\n  {shown}{more}")
+        self.lines = lines
 
 
 class Split(NamedTuple):
@@ -95,8 +113,15 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
     Raises DataError where the data is missing or bad, or there are too few images to hold out.
     """
     source, classes, train, test = SOURCES[name](Path(data_dir))
+    if test is None and not holdout:
+        raise DataError(
+            f"{data_dir}: there is no test/ folder; set holdout=N to test on N of the training images, "
+            "or make train/<class>/ and test/<class>/"
+        )
     for split in (train, test):
-        if len(split.labels) == 0 or not 0 <= split.labels.min() <= split.labels.max() < len(classes):
+        if split and (
+            len(split.labels) == 0 or not 0 <= split.labels.min() <= split.labels.max() < len(classes)
+        ):
             raise DataError(f"{source}: needs images whose labels lie in 0 to {len(classes) - 1}")
     scored_on = "test"
     if holdout:
@@ -105,7 +130,9 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
             if len(split.labels.unique()) < len(classes):
                 raise DataError(f"holdout={holdout}: leaves a class without images; choose another number")
     counts = len(train.labels), len(test.labels)
-    return Dataset(Info(source, classes, *moments(train.images), *counts, scored_on), train, test)
+    digests = digest(list(train)), digest(list(test))
+    info = Info(source, classes, *moments(train.images), *counts, scored_on, *digests)
+    return Dataset(info, train, test)
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
@@ -157,44 +184,113 @@ def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
     return "CIFAR-10", train.classes, *splits
 
 
-def folder(root: Path) -> tuple[str, list[str], Split, Split]:
-    """The pictures under root/train/<class>/ and root/test/<class>/, kept decoded in root/decoded.pt."""
-    for name in ("train", "test"):
-        if not (root / name).is_dir():
-            raise DataError(
-                f"{root / name}: there is no such folder; "
-                "data_dir needs train/<class>/ and test/<class>/ with pictures"
-            )
-    try:
-        parts = [ImageFolder(root / name, loader=decode, allow_empty=True) for name in ("train", "test")]
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{root}: train/ and test/ each need a folder of pictures a class ({error})"
-        ) from None
-    train, test = parts
-    if train.classes != test.classes:
-        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+def folder(root: Path) -> tuple[str, list[str], Split, Split | None]:
+    """The pictures under root/train/<class>/ and root/test/<class>/, kept decoded in root/decoded.pt.
+
+    Of root/<class>/, or where test/ is missing, all are training images, and there are no test images.
+    Raises DataError for folders laid out otherwise, and BadPictures for files that are no pictures.
+    """
+    train, test = parts(root)
+    for part in (train, test):
+        if part and len(class_folders(part)) < 2:
+            raise DataError(too_few_classes(part))
+    classes = class_folders(train)
+    if test and classes != class_folders(test):
+        odd = ", ".join(sorted(set(classes) ^ set(class_folders(test))))
         raise DataError(f"{root}: train/ and test/ must hold the same classes; only one of them has {odd}")
-    for part in parts:
-        for label in set(range(len(part.classes))) - set(part.targets):
-            empty = Path(part.root, part.classes[label])
-            raise DataError(f"{empty}: holds no picture; add some, or remove the class from train/ and test/")
-    kept, files = root / "decoded.pt", listing(root, train.samples + test.samples)
+    samples = [labelled_files(part, classes) for part in (train, test) if part]
+    kept, files = root / "decoded.pt", listing(root, [path for part in samples for path, _ in part])
     tensors = read_kept(kept, files)
     if tensors is None:
-        tensors = decode_all(train) + decode_all(test)
+        tensors = decode_all(root, samples)
         try:
             keep(kept, {"format": 1, "listing": files, "digest": digest(tensors), "tensors": tensors})
         except (OSError, RuntimeError) as error:  # a full disk is either
             print(f"note: {kept} could not be written ({error}); the next start decodes the pictures again")
-    return f"pictures in {root}", train.classes, Split(*tensors[:2]), Split(*tensors[2:])
+    splits = [Split(*tensors[:2]), Split(*tensors[2:]) if test else None]
+    return f"pictures in {root}", classes, *splits
 
 
-def listing(root: Path, samples: list[tuple[str, int]]) -> str:
+def parts(root: Path) -> tuple[Path, Path | None]:
+    """The folder of the training images and that of the test images, if there is one, or DataError."""
+    wanted = "data_dir needs train/<class>/ and test/<class>/ with pictures, or <class>/ and holdout=N"
+    if not root.exists():
+        raise DataError(f"{root}: there is no such folder; {wanted}")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file; {wanted}")
+    names = class_folders(root)
+    for name in names:
+        if name not in ("train", "test") and name.casefold() in ("train", "test"):
+            raise DataError(f"{root / name}: must be called {name.casefold()}; rename it")
+        if "train" not in names and "train" in class_folders(root / name):
+            raise DataError(f"{root}: the pictures lie one folder deeper; set data_dir={root / name}")
+    others = [name for name in names if name.casefold() in TEST_NAMES]
+    if "train" in names:
+        train = root / "train"
+        if "train" in class_folders(train):
+            raise DataError(f"{root}: the pictures lie one folder deeper; set data_dir={train}")
+        if "test" not in names and others:
+            raise DataError(f"{root / others[0]}: must be called test; rename it")
+        return train, root / "test" if "test" in names else None
+    if not names or "test" in names or others:
+        raise DataError(f"{root / 'train'}: there is no such folder; {wanted}")
+    return root, None
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders in `root`, sorted, but for what a system left there. Or DataError."""
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not ignored(entry.name))
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read ({error.strerror or error})") from None
+
+
+def ignored(name: str) -> bool:
+    """Whether a file or folder is none of the user's, such as .DS_Store, ._0.png or __MACOSX."""
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def too_few_classes(part: Path) -> str:
+    """What to say of a folder that holds fewer than two."""
+    classes = class_folders(part)
+    if not classes:
+        return f"{part}: needs a folder of pictures for each class"
+    inside = class_folders(part / classes[0])
+    if len(inside) > 1:
+        names = ", ".join(inside[:SHOWN])
+        return f"{part}: the classes ({names}) lie one folder deeper; move them out of {part / classes[0]}"
+    return f"{part}: holds one class only ({classes[0]}); there must be at least two"
+
+
+def labelled_files(part: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """The files of each class and its number, sorted; DataError for a class without any."""
+    samples = []
+    for label, name in enumerate(classes):
+        files = files_below(part / name)
+        if not files:
+            raise DataError(f"{part / name}: holds no picture; add some, or remove the class everywhere")
+        samples += [(path, label) for path in files]
+    return samples
+
+
+def files_below(root: Path) -> list[str]:
+    """The files in a folder and those within, sorted, but for what a system left there. Or DataError."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})")
+
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not ignored(name)]
+        found.append((folder, sorted(name for name in names if not ignored(name))))
+    return [os.path.join(folder, name) for folder, names in sorted(found) for name in names]
+
+
+def listing(root: Path, paths: list[str]) -> str:
     """A SHA-256 that changes when one of the files does: of names below `root`, sizes and times."""
     result = hashlib.sha256()
-    for path, _ in samples:
-        status = os.stat(path)
+    for path in paths:
+        status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
         line = f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n"
         result.update(line.encode(errors="surrogateescape"))
     return result.hexdigest()
@@ -231,23 +327,43 @@ def digest(tensors: list[Tensor]) -> str:
     return result.hexdigest()
 
 
-def decode_all(part: ImageFolder) -> list[Tensor]:
-    """Images (N×3×32×32, uint8) and labels (N) of a folder. DataError for a file that is no picture."""
-    bar = tqdm(part, desc=f"decoding {part.root}", unit=" pictures", disable=None, leave=False)
-    images = torch.stack([image for image, _ in bar]).contiguous(memory_format=torch.channels_last)
-    return [images, torch.tensor(part.targets)]
+def decode_all(root: Path, samples: list[list[tuple[str, int]]]) -> list[Tensor]:
+    """Images (N×3×32×32, uint8) and labels (N) of each part. BadPictures for all files that are none."""
+    tensors, bad, notes = [], [], []
+    for part in samples:
+        images = torch.empty((len(part), 3, SIZE, SIZE), dtype=torch.uint8)
+        images = images.contiguous(memory_format=torch.channels_last)
+        bar = tqdm(part, desc=f"decoding {root}", unit=" pictures", disable=None, leave=False)
+        for number, (path, _) in enumerate(bar):
+            try:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    images[number] = decode(path)
+                notes += [f"note: {path}: {warning.message}" for warning in caught]
+            except DataError as error:
+                bad.append(str(error))
+        tensors += [images, torch.tensor([label for _, label in part])]
+    for note in notes[:SHOWN]:
+        print(" ".join(note.split()))
+    if len(notes) > SHOWN:
+        print(f"note: {len(notes) - SHOWN:,} more pictures are odd, but readable")
+    if bad:
+        raise BadPictures(root, bad)
+    return tensors
 
 
 def decode(path: str | Path) -> Tensor:
     """A picture file as 3×32×32 uint8: set upright, transparency on white, of an animation the first frame.
 
-    Raises DataError where it cannot be read or has more than 8 bits a channel.
+    16-bit grey becomes 8-bit. Raises DataError where it cannot be read or has more bits than that.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode[0] in "IF":
-                raise ValueError("more than 8 bits a channel; save it as an 8-bit picture")
+                raise ValueError("more than 16 bits; save it as an 8-bit picture")
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -256,7 +372,27 @@ def decode(path: str | Path) -> Tensor:
                 image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise whatever they trip over
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from None
+        reason = "it is of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: cannot be read as a picture ({reason})") from None
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture, opened by Pillow; HEIC, as telephones write it, if the package pillow-heif is there."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError("there is no such file" if not os.path.lexists(path) else "it is no file")
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            kind = file.read(12)[4:]
+        if kind not in (b"ftypheic", b"ftypheix", b"ftypheif", b"ftypmif1", b"ftypmsf1"):
+            raise
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError("HEIC; pip install pillow-heif, or save it as a JPEG") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(path)
 
 
 SHAPES = ["disc", "ring", "square", "triangle", "plus", "rows", "columns", "checks", "dots", "gradient"]
@@ -481,26 +617,36 @@ SOURCES = {"cifar10": cifar10, "folder": folder, "synthetic": synthetic}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch and check a data set and print what is there."""
-    parser = argparse.ArgumentParser(description="Fetch and check a data set and print what is there.")
+    """Fetch and check a data set and print what is there. Returns 0, or 2 where something is wrong."""
+    from harness.errors import Parser, one_line_errors  # here: who only imports the loader needs none of it
+
+    parser = Parser(__doc__)
     parser.add_argument("dataset", nargs="?", default="cifar10", choices=list(SOURCES))
     parser.add_argument("data_dir", nargs="?", default="data")
-    arguments = parser.parse_args(argv)
-    try:
-        info, train, test = load(arguments.dataset, arguments.data_dir)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{info.source}: {info.train_images:,} training and {info.scored_images:,} test images "
-        f"of {SIZE}×{SIZE} pixels"
-    )
-    mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in (info.mean, info.std))
+    with one_line_errors(DataError) as outcome:
+        arguments = parser.parse_args(argv)
+        try:
+            source, classes, train, test = SOURCES[arguments.dataset](Path(arguments.data_dir))
+        except BadPictures as error:
+            print("\n".join(error.lines))
+            raise DataError(
+                f"{len(error.lines):,} of the files cannot be used; repair or remove them"
+            ) from None
+        print_contents(source, classes, train, test)
+    return outcome.code
+
+
+def print_contents(source: str, classes: list[str], train: Split, test: Split | None) -> None:
+    """How many images there are of each class, and what their colours are like."""
+    tests = f"{len(test.labels):,} test" if test else "no test"
+    print(f"{source}: {len(train.labels):,} training and {tests} images of {SIZE}×{SIZE} pixels")
+    if not test:
+        print("without test/ a training needs holdout=N, to test on N of these images")
+    mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in moments(train.images))
     print(f"mean {mean}   standard deviation {std}")
-    counts = [split.labels.bincount(minlength=len(info.classes)).tolist() for split in (train, test)]
-    for name, in_train, in_test in zip(info.classes, *counts):
+    for label, name in enumerate(classes):
+        in_train, in_test = ((split.labels == label).sum() if split else 0 for split in (train, test))
         print(f"{name:>20}  {in_train:>7,} train  {in_test:>7,} test")
-    return 0
 
 
 if __name__ == "__main__":

@@ -88,3 +88,48 @@ def test_the_messages_name_the_data_to_give(finished):
         match=r"fast for 3 classes \(cat, dog, owl\), the settings ask for fast for 2 \(cat, dog\); give",
     ):
         checkpoint.check_network(saved, "fast", ["cat", "dog"])
+
+
+def swap(one, other):
+    """Rename two files so that each has the other's name."""
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda root: (root / "train" / "dog" / "3.png").unlink(),
+            "there were 21 training images, now there are 20",
+        ),
+        (
+            lambda root: (root / "test" / "dog" / "3.png").unlink(),
+            "there were 12 test images, now there are 11",
+        ),
+        (
+            lambda root: swap(root / "train" / "cat" / "0.png", root / "train" / "owl" / "0.png"),
+            "some of the 21 training images are others, changed or renamed",
+        ),
+        (
+            lambda root: (root / "test" / "cat" / "0.png").rename(root / "test" / "cat" / "9.png"),
+            "some of the 12 test images are others, changed or renamed",
+        ),
+        (
+            lambda root: [(root / part / "cat").rename(root / part / "zebu") for part in ("train", "test")],
+            "zebu",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(call, pictures, finished, tmp_path, change, words):
+    run = shutil.copytree(finished, tmp_path / "run")
+    data = shutil.copytree(pictures, tmp_path / "data", ignore=shutil.ignore_patterns("decoded.pt"))
+    assert call("--resume", run, "epochs=3", f"data_dir={data}")[0] == 0  # the same pictures, elsewhere
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    change(data)
+    code, _, error = call("--resume", run, "epochs=4")
+    assert code == 2 and words in error and len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != "curves.png"} == {
+        name: content for name, content in before.items() if name != "curves.png"
+    }

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import shutil
@@ -8,7 +9,7 @@ import torch
 from conftest import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from torchvision.transforms.v2 import functional
 
 import data
@@ -223,8 +224,13 @@ def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert data.decode(tmp_path / "moving.gif").min() == 255
     Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(path)
-    with pytest.raises(DataError, match="picture.png.*8 bits"):
-        data.decode(path)
+    assert data.decode(path).unique().tolist() == [40000 // 256]
+    Image.fromarray(np.full((32, 32), 40000, np.float32)).save(tmp_path / "scan.tiff")
+    with pytest.raises(DataError, match="scan.tiff.*16 bits"):
+        data.decode(tmp_path / "scan.tiff")
+    for size in ((1, 1), (1, 3000)):
+        Image.new("L", size, 7).save(path)
+        assert data.decode(path).unique().tolist() == [7]
 
 
 def test_turned_photograph_is_set_upright(tmp_path):
@@ -237,6 +243,20 @@ def test_turned_photograph_is_set_upright(tmp_path):
     assert upright[:, 16:].min() == 255 and upright[:, :16].max() == 0
 
 
+def deeper(folder, name):
+    """Put what is in a folder into a folder within it."""
+    shutil.move(folder, folder.with_name("moved"))
+    shutil.move(folder.with_name("moved"), folder / name)
+
+
+def only_class(root, name):
+    """Remove all classes but one."""
+    for part in ("train", "test"):
+        for folder in (root / part).iterdir():
+            if folder.name != name:
+                shutil.rmtree(folder)
+
+
 def damaged_picture(root):
     path = root / "test" / "dog" / "2.png"
     path.write_bytes(path.read_bytes()[:30])
@@ -246,23 +266,128 @@ def damaged_picture(root):
     "spoil, words",
     [
         (lambda root: shutil.rmtree(root / "train"), "train: there is no such folder"),
-        (lambda root: shutil.rmtree(root / "test"), "test: there is no such folder"),
-        (lambda root: shutil.rmtree(root), "train: there is no such folder"),
+        (lambda root: shutil.rmtree(root), "copy: there is no such folder"),
         (lambda root: shutil.rmtree(root / "test" / "owl"), "owl"),
         (lambda root: (root / "train" / "yak").mkdir(), "yak"),
         (lambda root: [path.unlink() for path in (root / "test" / "owl").iterdir()], "owl: holds no picture"),
         (
             lambda root: [shutil.rmtree(folder) for folder in (root / "train").iterdir()],
-            "folder of pictures a class",
+            "folder of pictures for each class",
         ),
-        (damaged_picture, "2.png: cannot be read as a picture"),
+        (damaged_picture, "1 of the files cannot be used"),
+        (lambda root: shutil.move(root / "test", root / "val"), "val: must be called test"),
+        (lambda root: shutil.move(root / "train", root / "Train"), "Train: must be called train"),
+        (lambda root: shutil.move(root / "train", root / "x" / "train"), "data_dir={root}/x"),
+        (lambda root: shutil.move(root, root / ".." / "train"), "copy: there is no such folder"),
+        (lambda root: deeper(root / "train", "images"), "(cat, dog, owl) lie one folder deeper"),
+        (lambda root: deeper(root / "train", "train"), "data_dir={root}/train"),
+        (lambda root: only_class(root, "cat"), "holds one class only (cat)"),
+        (lambda root: shutil.rmtree(root) or root.write_text("a file"), "copy: is a file"),
     ],
 )
 def test_bad_folder_is_refused_by_name(copy, spoil, words, capsys):
     spoil(copy)
     assert data.main(["folder", str(copy)]) == 2
     error = capsys.readouterr().err
+    words = words.format(root=copy).replace("/x", f"{os.sep}x").replace("/train", f"{os.sep}train")
     assert words in error and len(error.splitlines()) == 1
+
+
+def test_every_bad_file_is_told_at_once(copy, capsys):
+    for number in range(7):
+        (copy / "train" / "owl" / f"{number}.txt").write_text("no picture")
+    with pytest.raises(DataError) as caught:
+        data.load("folder", copy)
+    message = str(caught.value)
+    assert "7 files cannot be used" in message and len(message.splitlines()) == 7 and "6.txt" not in message
+    assert data.main(["folder", str(copy)]) == 2
+    out, error = capsys.readouterr()
+    assert len(out.splitlines()) == 7 and "6.txt: cannot be read as a picture (it is of no kind" in out
+    assert "7 of the files" in error and len(error.splitlines()) == 1
+
+
+def test_what_systems_leave_behind_is_neither_picture_nor_class(copy, capsys):
+    for part in (copy / "train", copy / "test"):
+        for name in (".ipynb_checkpoints", "__MACOSX", "$RECYCLE.BIN"):
+            shutil.copytree(part / "cat", part / name)
+            shutil.copytree(part / "cat", part / "dog" / name)
+        (part / "labels.csv").write_text("beside the classes nobody looks")
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
+            (part / "cat" / name).write_bytes(b"\0\5\26\7")
+    assert data.main(["folder", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert "21 training and 12 test images" in out
+    assert [line.split()[0] for line in out.splitlines()[2:]] == CLASSES
+
+
+def test_every_kind_of_file_that_pillow_opens_is_a_picture(copy, capsys):
+    image = Image.new("RGB", (40, 30), (200, 30, 60))
+    kinds = {"a.gif": "GIF", "d.jfif": "JPEG", "e": "JPEG", "f.webp": "WEBP", "g.bmp": "BMP", "h.PNG": "PNG"}
+    if features.check("avif"):
+        kinds["b.avif"] = "AVIF"
+    for name, kind in kinds.items():
+        image.save(copy / "train" / "dog" / name, kind)
+    found = data.load("folder", copy)
+    assert found.train.labels.bincount().tolist() == [7, 7 + len(kinds), 7]
+    assert data.decode(copy / "train" / "dog" / "e").float().mean((1, 2)).round().tolist()[0] > 190
+    (copy / "train" / "dog" / "telephone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    with pytest.raises(DataError, match="telephone.heic.*HEIC; pip install pillow-heif"):
+        data.load("folder", copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_links_to_nowhere_are_named(copy):
+    os.mkfifo(copy / "train" / "cat" / "pipe")
+    (copy / "train" / "cat" / "link.png").symlink_to(copy / "nowhere.png")
+    with pytest.raises(DataError, match="2 files cannot be used") as caught:
+        data.load("folder", copy)
+    assert all(
+        f"{name}: cannot be read as a picture (it is no file)" in str(caught.value)
+        for name in ("pipe", "png")
+    )
+
+
+def test_what_may_not_be_read_is_named(copy, monkeypatch):
+    def refuse(path, scandir=os.scandir):
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for name in ("owl", "train", "copy"):
+        with pytest.raises(DataError, match=f"{name}: cannot be read .Permission denied"):
+            data.load("folder", copy)
+
+
+def test_classes_alone_are_trained_on_and_tested_with_holdout(copy, capsys):
+    with pytest.raises(DataError, match=r"no test/ folder; set holdout=N"):
+        data.load("folder", copy / "train")
+    found = data.load("folder", copy / "train", holdout=6)
+    assert (len(found.train.labels), len(found.test.labels), found.info.scored_on) == (15, 6, "held-out")
+    assert found.info.classes == CLASSES
+    assert data.main(["folder", str(copy / "train")]) == 0
+    assert "21 training and no test images" in capsys.readouterr().out
+    shutil.rmtree(copy / "test")
+    assert len(data.load("folder", copy, holdout=6).test.labels) == 6
+
+
+def test_odd_but_readable_pictures_are_noted_by_name(copy, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 - 1)  # as if they had 90 megapixels
+    assert len(data.load("folder", copy).train.labels) == 21
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 6 and out[0].startswith(f"note: {copy}") and "28 more pictures are odd" in out[-1]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 2 - 1)
+    (copy / "decoded.pt").unlink()
+    with pytest.raises(DataError, match="33 files cannot be used"):
+        data.load("folder", copy)
+
+
+def test_data_know_what_they_hold(copy):
+    before = data.load("folder", copy).info
+    assert before.train_digest != before.test_digest and len(before.train_digest) == 64
+    os.rename(copy / "test" / "dog" / "0.png", copy / "test" / "dog" / "9.png")  # now the last
+    after = data.load("folder", copy).info
+    assert after.train_digest == before.train_digest and after.test_digest != before.test_digest
 
 
 def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
