@@ -10,12 +10,17 @@ part: report.md, and runs.tar.gz with the run folders. Settings given as name=va
 training. Without a GPU it runs on the CPU: try it there with epochs=1.
 """
 
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/gpu.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 

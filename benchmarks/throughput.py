@@ -10,11 +10,17 @@ backward, each at its own shape: the limit. The images are random; what is measu
 them. Medians of several rounds, in which the parts take turns, so that a noisy machine hits all alike.
 """
 
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/throughput.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 from PIL import Image
