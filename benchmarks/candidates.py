@@ -8,9 +8,14 @@ Each has 30 epochs and the same settings, so that what differs is the design. Ca
 where it was stopped. The runs are left in --out, to be looked at with the test images out of sight.
 """
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/candidates.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch.nn.functional as F
 from torch import Tensor, nn

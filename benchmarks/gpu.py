@@ -17,6 +17,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/gpu.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
+
 import torch
 
 from benchmarks import throughput, time_to_accuracy

@@ -11,12 +11,18 @@ them. Medians of several rounds, in which the parts take turns, so that a noisy 
 """
 
 import itertools
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/throughput.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 from PIL import Image

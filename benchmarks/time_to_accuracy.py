@@ -15,12 +15,17 @@ The seconds are those of training in metrics.csv. What the whole command took is
 import itertools
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/time_to_accuracy.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 from harness import folder
 from harness.errors import Parser, one_line_errors

@@ -1,0 +1,14 @@
+"""Small scripts for after a training, run as `python -m tools.NAME`."""
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def paths(words: Iterable[str]) -> list[Path]:
+    """The paths that words of a command line stand for, each once; on Windows no shell expands `runs/*`."""
+    found: list[str] = []
+    for word in words:
+        found += (not os.path.exists(word) and sorted(glob.glob(word))) or [word]
+    return list(dict.fromkeys(map(Path, found)))

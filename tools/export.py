@@ -5,9 +5,14 @@
 The normalisation is inside. The file is checked against torch with onnxruntime on the run's own test images.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python tools/export.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
             import onnxscript  # noqa: F401  torch's exporter needs it
         except ImportError as error:
             raise UserError(f"{error}; pip install {NEEDED}") from None
+        settings = configuration.of_run(Path(arguments.run), arguments.settings, "evaluate")
         network = model.ready(checkpoint.load(Path(arguments.run, "last.pt")))
-        settings = configuration.read(arguments.settings, Path(arguments.run, "config.yaml"))
         images = data.load(settings.dataset, settings.data_dir).test.images[:500] / 255
         write(network, images[:2].contiguous(), path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

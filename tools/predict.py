@@ -3,19 +3,27 @@
     python -m tools.predict cat.jpg dog.png
     python -m tools.predict --run runs/NAME --json *.jpg
 
-The weights are those shipped with this repository, unless --run names another run.
+A folder stands for the files in it. The weights are those shipped with this repository, unless --run names
+another run, or a file such as runs/NAME/best.pt.
 """
 
 import json
+import signal
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python tools/predict.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 
 import data
 import model
 from harness import checkpoint
-from harness.errors import Parser, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
+from tools import paths
 
 SHIPPED = Path(__file__).resolve().parent.parent / "results" / "accurate" / "weights.pt"
 
@@ -23,8 +31,8 @@ SHIPPED = Path(__file__).resolve().parent.parent / "results" / "accurate" / "wei
 def main(argv: list[str] | None = None) -> int:
     """Print a line a picture. Exit code 2 if one could not be read, after all others were answered."""
     parser = Parser(__doc__)
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE")
-    parser.add_argument("--run", metavar="RUN", help="use this run's last weights")
+    parser.add_argument("pictures", nargs="*", metavar="IMAGE")
+    parser.add_argument("--run", metavar="RUN", type=Path, help="use this run's last weights, or this file")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument(
         "--views",
@@ -35,14 +43,37 @@ def main(argv: list[str] | None = None) -> int:
     )
     with one_line_errors(model.NetworkError) as outcome:
         arguments = parser.parse_args(argv)
-        path = Path(arguments.run, "last.pt") if arguments.run else SHIPPED
-        network = model.ready(checkpoint.load(path))
-        for picture in arguments.pictures:
-            with one_line_errors(data.DataError) as of_picture:
+        if not arguments.pictures:
+            raise UserError("name some pictures: python -m tools.predict cat.jpg dog.png")
+        network = model.ready(checkpoint.load(weights(arguments.run)))
+        for picture in files(arguments.pictures):
+            try:
+                if picture.is_dir():
+                    raise data.DataError(f"{picture}: there is no file in this folder")
                 answers = classify(network, data.decode(picture), arguments.views)
-                print(as_json(picture, answers) if arguments.json else as_text(picture, answers))
-            outcome.code = outcome.code or of_picture.code
+            except data.DataError as error:
+                print(f"error: {error}", file=sys.stderr)
+                outcome.code = 2
+                continue
+            print(as_json(picture, answers) if arguments.json else as_text(picture, answers))
     return outcome.code
+
+
+def weights(run: Path | None) -> Path:
+    """The file of weights that --run means, which may be a folder; those shipped without it."""
+    if run is None:
+        return SHIPPED
+    return run / "last.pt" if run.is_dir() else run
+
+
+def files(words: Iterable[str]) -> Iterator[Path]:
+    """The files named on the command line, and those in folders named there, but for hidden ones.
+
+    A folder without any stands for itself.
+    """
+    for path in paths(words):
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        yield from [file for file in inside if file.is_file() and file.name[0] != "."] or [path]
 
 
 @torch.no_grad()
@@ -55,15 +86,15 @@ def classify(network: torch.nn.Module, image: torch.Tensor, views: int) -> list[
     ]
 
 
-def as_text(picture: str, answers: list[tuple[str, float]]) -> str:
+def as_text(picture: Path, answers: list[tuple[str, float]]) -> str:
     """Such as `cat.jpg: cat 97.1%, dog 1.3%, deer 0.4%`."""
     return f"{picture}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in answers)
 
 
-def as_json(picture: str, answers: list[tuple[str, float]]) -> str:
+def as_json(picture: Path, answers: list[tuple[str, float]]) -> str:
     """One JSON object, probabilities from 0 to 1."""
     classes = [{"name": name, "probability": share} for name, share in answers]
-    return json.dumps({"file": picture, "classes": classes})
+    return json.dumps({"file": str(picture), "classes": classes})
 
 
 if __name__ == "__main__":
