@@ -12,17 +12,19 @@ import sys
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import model
-from harness import checkpoint
+from harness import checkpoint, pictures
 from harness.errors import Parser, one_line_errors
 from study import table
 from study.table import BASE, Study
+
+pictures.import_matplotlib()  # a notebook may ask for a backend that is not here
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, for the colour-blind
 GREY = "0.94"
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=table.HERE, metavar="DIR")
     parser.add_argument("--filters", nargs=2, type=Path, metavar=("WHITENED", "LEARNT"))
-    with one_line_errors(model.NetworkError) as outcome:
+    with one_line_errors(model.NetworkError) as outcome, pictures.defaults():
         arguments = parser.parse_args(argv)
         if arguments.filters:
             figures = {"filters": first_filters(*arguments.filters)}

@@ -26,7 +26,7 @@ import yaml
 import data
 import model
 import train
-from harness import devices
+from harness import devices, pictures
 from harness import settings as configuration
 from harness.errors import Parser, UserError, one_line_errors
 from harness.folder import read_metrics, write_whole
@@ -160,7 +160,8 @@ def train_missing(out: Path, kinds: list[str], seeds: int, pairs: list[str]) -> 
         runs = table.read(out).runs  # anew, for another process may have added to it
         table.write_runs(out / "metrics.csv", runs | {run: rows})
         print(f"{number} of {len(missing)}: {folder.name} {rows[-1].test_accuracy:.2f}%", flush=True)
-    draw.save(draw.accuracy(table.read(out)), out / "accuracy.png")
+    with pictures.defaults():
+        draw.save(draw.accuracy(table.read(out)), out / "accuracy.png")
     return 0
 
 

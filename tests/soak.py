@@ -20,7 +20,7 @@ import torch
 from harness import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SIGNALS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
+SIGNALS = ["SIGKILL", "SIGHUP", "SIGINT", "SIGTERM"]
 CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2), "SIGHUP": (129, -1)}
 RANKS_SIGNALS = ["SIGTERM", "SIGHUP"]  # of SIGKILL torchrun could not tell its workers
 
