@@ -1,12 +1,15 @@
-"""The designs among which `accurate` is chosen, trained alike and scored on held-out training images.
+"""Trials for `accurate`: settings and designs, each for 40 epochs, scored on held-out training images.
 
-    python -m benchmarks.candidates dataset=folder data_dir=DIR                 # train one after another
-    python -m benchmarks.candidates --only shared,gates dataset=folder data_dir=DIR
+    python -m benchmarks.candidates dataset=folder data_dir=DIR                        # one after another
+    python -m benchmarks.candidates --only today,smoothing-0 --seeds 2 dataset=folder data_dir=DIR
 
-Each has 30 epochs and the same settings, so that what differs is the design. Called again, it goes on
-where it was stopped. The runs are left in --out, to be looked at with the test images out of sight.
+A trial is recipes/accurate.yaml with one thing changed; the learning rate falls as often as in the recipe.
+Called again, it goes on where it was stopped. --out gets the run folders and trials.csv, a row for each
+trial that came to its end; what has been tried before is in results/trials.csv.
 """
 
+import csv
+import io
 import signal
 import sys
 from functools import partial
@@ -23,180 +26,170 @@ import model
 import train
 from harness import folder
 from harness.errors import Parser, UserError, one_line_errors
-from model import AdaptiveAvgPool2d, Network, Residual, convolution, normalised
+from model import AdaptiveAvgPool2d, Depthwise, Network, convolution
 
-SCHEDULE = ["epochs=30", "lr=0.2", "step_size=4", "gamma=0.5", "average=0.995"]
-SETTINGS = ["holdout=5000", "small_epochs=0", "leave_out=0", "crop=4", *SCHEDULE]
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "accurate.yaml"
+SHORT = ["epochs=40", "step_size=6", "average=0.998", "holdout=5000"]
 
 
-class Bottleneck(nn.Module):
-    """BatchNorm, ReLU, convolution, three times: 1×1, 3×3 in groups, 1×1; added to the input, N×C×H×W.
+class GroupedBottleneck(nn.Module):
+    """BatchNorm, ReLU, 1×1 to half the channels, 3×3 in groups of `per_group`, 1×1; added to the input.
 
-    After He et al., "Identity Mappings in Deep Residual Networks" (2016). With `uses` above 1 the same
-    weights are applied so often, one after the other, each time with BatchNorms of their own.
+    After Crowley et al., "Moonshine: Distilling with Cheap Convolutions" (2018). N×C×H×W.
     """
 
-    def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1, uses: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, per_group: int, stride: int = 1) -> None:
         super().__init__()
         inner = outputs // 2
-        self.convolutions = nn.ModuleList(
-            [
-                nn.Conv2d(inputs, inner, 1, bias=False),
-                nn.Conv2d(inner, inner, 3, stride, padding=1, groups=groups, bias=False),
-                nn.Conv2d(inner, outputs, 1, bias=False),
-            ]
+        self.first = nn.BatchNorm2d(inputs)
+        self.inside = nn.Sequential(
+            convolution(inputs, inner, 1),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+            convolution(inner, inner, stride=stride, groups=inner // per_group),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+            convolution(inner, outputs, 1),
         )
-        norms = [[nn.BatchNorm2d(channels) for channels in (inputs, inner, inner)] for _ in range(uses)]
-        self.norms = nn.ModuleList(map(nn.ModuleList, norms))
-        self.shortcut = shortcut(inputs, outputs, stride)
+        self.shortcut = convolution(inputs, outputs, 1, stride) if inputs != outputs else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """The sum."""
-        for norms in self.norms:
-            inside = F.relu(norms[0](images))
-            if self.shortcut:
-                images = self.shortcut(inside)
-            inside = self.convolutions[0](inside)
-            for norm, layer in zip(norms[1:], self.convolutions[1:], strict=True):
-                inside = layer(F.relu(norm(inside)))
-            images = images + inside
-        return images
+        activated = F.relu_(self.first(images))
+        return self.inside(activated) + (images if self.shortcut is None else self.shortcut(activated))
 
 
-class Gated(nn.Module):
-    """Depthwise 3×3, BatchNorm, two 1×1 multiplied with each other, 1×1, BatchNorm; added to the input.
+class ChannelAttention(nn.Module):
+    """Each channel times a weight from 0 to 1 that follows from the means of it and its two neighbours.
 
-    After Ma et al., "Rewrite the Stars" (2024).
+    After Wang et al., "ECA-Net: Efficient Channel Attention" (2020). N×C×H×W.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.before, self.after = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-        self.gates = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.last = nn.Conv2d(channels, channels, 1, bias=False)
-        nn.init.constant_(self.after.weight, 0.2)
+        self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The sum, N×C×H×W."""
-        gate, value = self.gates(self.before(self.depthwise(images))).chunk(2, 1)
-        return images + self.after(self.last(F.relu(gate) * value))
+        weights = self.mix(images.mean((2, 3))[:, None]).sigmoid()
+        return images * weights.transpose(1, 2)[..., None]
 
 
-def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """What brings the input of a block to the shape of its output: average pooling and a 1×1, or nothing."""
-    if inputs == outputs and stride == 1:
-        return None
-    return nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inputs, outputs, 1, bias=False))
+class InvertedResidual(nn.Module):
+    """1×1 to `expansion` times the channels, depthwise 3×3, channel attention, 1×1; added where shapes allow.
 
-
-def stem() -> nn.Conv2d:
-    """The first convolution, which `whiten` sets: 32 channels at 32 pixels."""
-    return nn.Conv2d(3, 32, 3, padding=1, bias=False)
-
-
-def head(channels: int, classes: int) -> list[nn.Module]:
-    """From the last block to logits."""
-    last = nn.Conv2d(channels, classes, 1, bias=False)
-    return [nn.BatchNorm2d(channels), nn.ReLU(), AdaptiveAvgPool2d(), last]
-
-
-def bottlenecks(
-    classes: int, dropout: float, blocks: list[int], widths: list[int], groups: list[int], uses: list[int]
-) -> Network:
-    """Bottlenecks at 32, 16 and 8 pixels; a block that changes the shape is used once."""
-    layers: list[nn.Module] = [stem()]
-    inputs = 32
-    for stage, (count, width, split, often) in enumerate(zip(blocks, widths, groups, uses, strict=True)):
-        for number in range(count):
-            stride = 2 if stage and number == 0 else 1
-            layers.append(Bottleneck(inputs, width, split, stride, often if inputs == width else 1))
-            inputs = width
-    return Network(*layers, *head(inputs, classes))
-
-
-def gated(classes: int, dropout: float) -> Network:
-    """Three, four and four gated blocks."""
-    layers = [stem(), nn.BatchNorm2d(32)]
-    for inputs, width, count in [(32, 32, 3), (32, 64, 4), (64, 88, 4)]:
-        if inputs != width:
-            layers += [nn.Conv2d(inputs, width, 2, 2, bias=False), nn.BatchNorm2d(width)]
-        layers += [Gated(width) for _ in range(count)]
-    last = [nn.BatchNorm2d(88), AdaptiveAvgPool2d(), nn.Conv2d(88, classes, 1, bias=False)]
-    return Network(*layers, *last)
-
-
-def plain(classes: int, dropout: float) -> Network:
-    """Plain 3×3 convolutions, residual pairs of them at 16 and 8 pixels.
-
-    The best of eight designs in five minutes each. A pair starts as the identity, its last BatchNorm scaling
-    by 0, after Goyal et al., "Accurate, Large Minibatch SGD" (2017).
+    After Sandler et al., "MobileNetV2" (2018). N×C×H×W.
     """
 
-    def unit(inputs: int, outputs: int, *pooling: nn.Module) -> list[nn.Module]:
-        first, *rest = normalised(convolution(inputs, outputs))
-        return [first, *pooling, *rest]
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = expansion * inputs
+        self.inside = nn.Sequential(
+            convolution(inputs, inner, 1),
+            nn.BatchNorm2d(inner),
+            nn.SiLU(inplace=True),
+            Depthwise(inner, stride),
+            nn.BatchNorm2d(inner),
+            nn.SiLU(inplace=True),
+            ChannelAttention(),
+            convolution(inner, outputs, 1),
+            nn.BatchNorm2d(outputs),
+        )
+        self.added = (inputs, stride) == (outputs, 1)
 
-    def pair(channels: int) -> Residual:
-        first, last = unit(channels, channels), unit(channels, channels)
-        nn.init.zeros_(last[1].weight)
-        return Residual(*first, *last)
-
-    at_32 = [stem(), nn.SiLU(), *unit(32, 32), *unit(32, 32, nn.MaxPool2d(2))]
-    at_16 = [pair(32), pair(32), *unit(32, 48, nn.MaxPool2d(2))]
-    at_8 = [pair(48), pair(48), pair(48), nn.AdaptiveMaxPool2d(1)]
-    return Network(*at_32, *at_16, *at_8, nn.Conv2d(48, classes, 1, bias=False))
+    def forward(self, images: Tensor) -> Tensor:
+        inside = self.inside(images)
+        return images + inside if self.added else inside
 
 
-PYRAMID = {"blocks": [2, 4, 4], "widths": [32, 64, 160], "groups": [1, 4, 5]}
-TALL = {"widths": [32, 64, 128], "uses": [1, 1, 1]}
-CANDIDATES = {
-    "shared": partial(bottlenecks, **PYRAMID, uses=[2, 2, 2]),
-    "shared-3": partial(bottlenecks, **PYRAMID, uses=[2, 3, 3]),
-    "deep": partial(bottlenecks, blocks=[3, 7, 6], groups=[1, 4, 8], **TALL),
-    "separables": partial(model.accurate, blocks=(3, 4, 4)),
-    "separables-16": partial(model.accurate, blocks=(2, 8, 3)),
-    "gates": gated,
-    "plain": plain,
+def moonshine(classes: int, dropout: float, per_group: int, blocks: int = 6) -> Network:
+    """Moonshine's WRN-40-2 of grouped bottlenecks: `blocks` each at 32, 16 and 8 pixels."""
+    layers: list[nn.Module] = [convolution(3, 16)]
+    inputs = 16
+    for stage, width in enumerate((32, 64, 128)):
+        for number in range(blocks):
+            layers.append(GroupedBottleneck(inputs, width, per_group, 2 if stage and number == 0 else 1))
+            inputs = width
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), AdaptiveAvgPool2d(), nn.Conv2d(inputs, classes, 1)]
+    for layer in (module for block in layers for module in block.modules()):
+        if isinstance(layer, nn.Conv2d) and layer.bias is None:  # as published, by the outputs of a kernel
+            nn.init.normal_(layer.weight, std=(2 / (layer.kernel_size[0] ** 2 * layer.out_channels)) ** 0.5)
+    return Network(*layers)
+
+
+def inverted(classes: int, dropout: float, expansion: int = 7) -> Network:
+    """Inverted residuals with channel attention: 2, 4 and 3 at 32, 16 and 8 pixels."""
+    layers: list[nn.Module] = [convolution(3, 16), nn.BatchNorm2d(16)]
+    inputs = 16
+    for stage, (width, count) in enumerate(((16, 2), (28, 4), (60, 3))):
+        for number in range(count):
+            layers.append(InvertedResidual(inputs, width, expansion, 2 if stage and number == 0 else 1))
+            inputs = width
+    head = [convolution(inputs, 160, 1), nn.BatchNorm2d(160), nn.SiLU(), AdaptiveAvgPool2d()]
+    return Network(*layers, *head, nn.Conv2d(160, classes, 1))
+
+
+DESIGNS = {
+    "g8b2": partial(moonshine, per_group=8),
+    "g16b2": partial(moonshine, per_group=16, blocks=5),
+    "inverted-eca": inverted,
 }
+TRIALS = {
+    "today": [],
+    "decay-2e-4": ["weight_decay=2e-4"],
+    "decay-1e-4": ["weight_decay=1e-4"],
+    "smoothing-0": ["label_smoothing=0"],
+    "smoothing-0.02": ["label_smoothing=0.02"],
+    "cutmix-0.25": ["cutmix=0.25"],
+    "cutmix-0": ["cutmix=0"],
+    "rotate-15": ["rotate=15"],
+    "colour-0.3": ["colour=0.3"],
+    **{name: [f"network={name}"] for name in DESIGNS},
+}
+COLUMNS = ["trial", "seed", "network", "settings", "epochs", "heldout_accuracy", "heldout_loss", "train_loss"]
+COLUMNS += ["train_accuracy", "seconds"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train the designs, then print the table of them."""
+    """Train what is missing, trial after trial, then print the table."""
     parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
-    parser.add_argument("--only", default=",".join(CANDIDATES), metavar="NAMES")
-    parser.add_argument("--out", type=Path, default=Path("runs/candidates"))
+    parser.add_argument("--only", default=",".join(TRIALS), metavar="TRIALS")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     with one_line_errors() as outcome:
         arguments = parser.parse_intermixed_args(argv)
-        model.NETWORKS.update(CANDIDATES)
+        model.NETWORKS.update(DESIGNS)
         names = arguments.only.split(",")
-        if unknown := [name for name in names if name not in CANDIDATES]:
-            raise UserError(f"--only {unknown[0]}: choose from {', '.join(CANDIDATES)}")
-        for name in names:
-            run = arguments.out / name
-            new = [*SETTINGS, *arguments.settings, f"network={name}", f"out={run}"]
-            if code := train.main(["--resume", str(run)] if run.exists() else new):
-                return code
-        print(table(arguments.out))
+        if unknown := [name for name in names if name not in TRIALS]:
+            raise UserError(f"--only {unknown[0]}: choose from {', '.join(TRIALS)}")
+        rows = []
+        for seed in range(arguments.seeds):
+            for name in names:
+                run = arguments.out / f"{name}-seed{seed}"
+                changed = [*TRIALS[name], *arguments.settings]
+                new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]
+                if code := train.main(["--resume", str(run)] if run.exists() else new):
+                    return code
+                rows.append(row(name, seed, changed, run))
+                folder.write_whole(arguments.out / "trials.csv", as_csv(rows).encode())
+        print(as_csv(rows), end="")
     return outcome.code
 
 
-def table(root: Path) -> str:
-    """What the runs below `root` gave, the best first."""
-    heads = ["design", "parameters", "multiply-adds", "convolutions", "epochs"]
-    heads += ["held-out accuracy", "held-out loss", "training loss", "quickest epoch"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    runs = {name: root / name / "metrics.csv" for name in CANDIDATES if (root / name).exists()}
-    rows = {name: folder.read_metrics(path) for name, path in runs.items()}
-    for name in sorted(rows, key=lambda name: -rows[name][-1].test_accuracy):
-        network, row = model.build(name), rows[name][-1]
-        quickest = min(row.seconds for row in rows[name])  # the one that was disturbed least
-        layers = sum(isinstance(layer, nn.Conv2d) for layer in network.modules())
-        sizes = f"{model.count_parameters(network):,} | {model.multiply_adds(network) / 1e6:.1f} million"
-        scores = f"{row.test_accuracy:.2f}% | {row.test_loss:.4f} | {row.train_loss:.4f}"
-        lines.append(f"| `{name}` | {sizes} | {layers} | {row.epoch} | {scores} | {quickest:.0f} s |")
-    return "\n".join(lines)
+def row(name: str, seed: int, changed: list[str], run: Path) -> list[str]:
+    """What a trial gave, by COLUMNS."""
+    rows = folder.read_metrics(run / "metrics.csv")
+    last, seconds = rows[-1], sum(each.seconds for each in rows)
+    network = next((pair.split("=")[1] for pair in changed if pair.startswith("network=")), "accurate")
+    scores = [f"{last.test_accuracy:.2f}", f"{last.test_loss:.4f}", f"{last.train_loss:.4f}"]
+    scores += [f"{last.train_accuracy:.2f}", f"{seconds:.0f}"]
+    return [name, str(seed), network, " ".join(changed), str(last.epoch), *scores]
+
+
+def as_csv(rows: list[list[str]]) -> str:
+    """The rows under their heads."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    return text.getvalue()
 
 
 if __name__ == "__main__":

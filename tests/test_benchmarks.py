@@ -90,46 +90,39 @@ def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
     assert gpu.main(["device=tpu", "--out", "out"]) == 2
 
 
-@pytest.fixture
-def known(monkeypatch):
-    """The candidates among the networks, for one test."""
-    monkeypatch.setattr(model, "NETWORKS", model.NETWORKS | candidates.CANDIDATES)
+@pytest.mark.parametrize("name", candidates.DESIGNS)
+def test_every_design_is_small_and_gives_logits(name):
+    network = candidates.DESIGNS[name](10, 0)
+    assert 180_000 < model.count_parameters(network) < 200_000
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert network(images).shape == (2, 10)
+
+
+def test_channel_attention_weighs_each_channel_by_itself_and_its_neighbours():
+    attention = candidates.ChannelAttention()
+    images = torch.randn(2, 8, 4, 4)
+    weights = attention(images) / images
+    assert torch.allclose(weights, weights.mean((2, 3), keepdim=True).expand_as(weights), atol=1e-4)
+    changed = images.clone()
+    changed[:, 5] += 1
+    differ = (attention(changed) / changed).mean((2, 3)) - weights.mean((2, 3))
+    assert (differ.abs() > 1e-4).any(0).nonzero().flatten().tolist() == [4, 5, 6]
+
+
+def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
     monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
-
-
-@pytest.mark.parametrize("name", candidates.CANDIDATES)
-def test_every_candidate_is_small_and_gives_logits(known, name):
-    network = model.build(name)
-    assert model.count_parameters(network) < 200_000
-    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-
-
-def test_weights_used_twice_are_the_same_weights_with_norms_of_their_own():
-    once, twice = (candidates.Bottleneck(16, 16, 1, uses=uses).eval() for uses in (1, 2))
-    twice.convolutions.load_state_dict(once.convolutions.state_dict())
-    images = torch.randn(2, 16, 8, 8)
-    with torch.no_grad():
-        assert torch.allclose(twice(images), once(once(images)), atol=1e-5)
-    assert len(twice.norms) == 2 and twice.norms[0][0] is not twice.norms[1][0]
-
-
-def test_residual_pairs_of_plain_start_as_the_identity_and_learn():
-    torch.manual_seed(0)
-    pairs = [layer for layer in candidates.plain(10, 0) if isinstance(layer, model.Residual)]
-    assert len(pairs) == 5
-    for pair in pairs:
-        images = torch.randn(4, pair[0].in_channels, 8, 8)
-        assert torch.equal(pair(images), images)
-        pair(images).square().sum().backward()
-        assert pair[4].weight.grad.abs().sum() > 0
-
-
-def test_candidates_are_trained_gone_on_with_and_listed(known, pictures, tmp_path, capsys):
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "gates,deep", "--out", str(tmp_path)]
+    call += ["--only", "smoothing-0,g8b2", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
     out = capsys.readouterr().out
-    assert out.count("epoch   1/1") == 2 and "held-out accuracy" in out
-    assert len(re.findall(r"^\| `(?:gates|deep)` \| 19[\d,]+ \| [\d.]+ million \|", out, re.MULTILINE)) == 4
+    assert out.count("epoch   1/1") == 2 and out.count("nothing to do") == 2
+    head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
+    assert head.split(",") == candidates.COLUMNS and len(lines) == 2
+    assert lines[0].startswith("smoothing-0,0,accurate,label_smoothing=0 ") and lines[1].startswith(
+        "g8b2,0,g8b2"
+    )
+    kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
+    assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
     assert candidates.main(["--only", "vgg"]) == 2
-    assert "vgg: choose from shared" in capsys.readouterr().err
+    assert "vgg: choose from today" in capsys.readouterr().err
