@@ -119,7 +119,7 @@ def inverted(classes: int, dropout: float, expansion: int = 7) -> Network:
     """Inverted residuals with channel attention: 2, 4 and 3 at 32, 16 and 8 pixels."""
     layers: list[nn.Module] = [convolution(3, 16), nn.BatchNorm2d(16)]
     inputs = 16
-    for stage, (width, count) in enumerate(((16, 2), (28, 4), (60, 3))):
+    for stage, (width, count) in enumerate(((16, 2), (28, 4), (58, 3))):
         for number in range(count):
             layers.append(InvertedResidual(inputs, width, expansion, 2 if stage and number == 0 else 1))
             inputs = width
