@@ -49,7 +49,7 @@ def png(draw: Callable[[], "Figure"], name: str) -> bytes | None:
     """
     try:
         return render(draw, name)
-    except PictureError as error:
+    except UserError as error:
         print(f"note: {error}", flush=True)
         return None
 
@@ -57,7 +57,8 @@ def png(draw: Callable[[], "Figure"], name: str) -> bytes | None:
 def render(draw: Callable[[], "Figure"], path: str | Path) -> bytes:
     """The picture that `draw` makes as the bytes of the file `path`, whose ending tells the kind.
 
-    `draw` is called a second time where its texts need other fonts. Raises PictureError.
+    `draw` is called a second time if its texts need other fonts. PictureError where it fails, or the ending
+    is unknown.
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     try:
@@ -71,6 +72,8 @@ def render(draw: Callable[[], "Figure"], path: str | Path) -> bytes:
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind)
                 return buffer.getvalue()
+    except UserError:
+        raise
     except Exception as error:  # whatever matplotlib, the fonts or the settings of a machine come up with
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise PictureError(f"{path}: could not be drawn ({reason[:300]})") from None
@@ -225,8 +228,9 @@ def over_seconds(
     figure.suptitle(fitted(title, 8.6, 12))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.legend(axes.lines, runs, loc="outside right center", frameon=False)
-    for text, label in zip(legend.get_texts(), runs):  # set here: a legend leaves out names that begin with _
+    numbers = [str(number) for number in range(len(runs))]
+    legend = figure.legend(axes.lines, numbers, loc="outside right center", frameon=False)
+    for text, label in zip(legend.get_texts(), runs):  # only now: a legend leaves out names that begin with _
         text.set_text(fitted(label, 3, 10))
     return figure
 

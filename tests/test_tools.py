@@ -133,8 +133,8 @@ def test_compare_shows_what_can_be_read_and_names_what_cannot(finished, own, tmp
     out, error = capsys.readouterr()
     assert [row["run"] for row in cells(out)] == [str(good), str(own)] and picture.exists()
     lines = error.splitlines()
-    assert len(lines) == len(broken) + 1
-    assert all(any(str(tmp_path / name) in line for line in lines) for name in [*broken, "notes.txt"])
+    assert len(lines) == len(broken) + 1 and f"error: {tmp_path / 'notes.txt'}: is no run folder" in lines
+    assert all(any(str(tmp_path / name) in line for line in lines) for name in broken)
 
 
 def test_compare_counts_the_parameters_of_any_network(finished, own, tmp_path, capsys):
@@ -184,7 +184,7 @@ def test_compare_takes_runs_of_other_versions_without_epochs_and_of_held_out_ima
 def test_compare_writes_the_kind_of_picture_that_its_ending_tells(finished, tmp_path, capsys):
     picture = tmp_path / "comparison.jpg"
     assert compare.main([str(finished), "--picture", str(picture)]) == 0
-    assert Image.open(picture).format == "JPEG"
+    assert picture.read_bytes().startswith(b"\xff\xd8")
     capsys.readouterr()
     assert compare.main([str(finished), "--picture", str(tmp_path / "comparison.doc")]) == 2
     error = capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_predict_takes_pictures_whose_names_are_no_text(finished, pictures, tmp_
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     try:
         shutil.copy(pictures / "test" / "dog" / "0.png", name)
-    except OSError:
+    except (OSError, ValueError):
         pytest.skip("file names are UTF-8 here")
     assert predict.main(["--run", str(finished), "--json", os.fsdecode(name)]) == 0
     assert os.fsencode(json.loads(capsys.readouterr().out)["file"]) == name

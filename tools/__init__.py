@@ -10,5 +10,6 @@ def paths(words: Iterable[str]) -> list[Path]:
     """The paths that words of a command line stand for, each once; on Windows no shell expands `runs/*`."""
     found: list[str] = []
     for word in words:
-        found += (not os.path.exists(word) and sorted(glob.glob(word))) or [word]
+        matching = [] if os.path.exists(word) else sorted(glob.glob(word))
+        found += matching or [word]
     return list(dict.fromkeys(map(Path, found)))
