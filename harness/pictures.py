@@ -216,15 +216,23 @@ def curves(rows: Sequence[Row], info: "Info") -> "Figure":
 def over_seconds(
     runs: Mapping[str, Sequence[Row]], title: str = "", accuracy: str = "test accuracy"
 ) -> "Figure":
-    """Accuracy over seconds of training, a line a run: `runs` maps labels to rows of metrics.csv."""
+    """Accuracy over the time of training, a line a run: `runs` maps labels to rows of metrics.csv.
+
+    Long runs are drawn over minutes, and runs of very different length over their logarithm.
+    """
+    lengths = [seconds for rows in runs.values() if (seconds := sum(row.seconds for row in rows))]
+    unit, name = (60, "minutes") if max(lengths, default=0) > 600 else (1, "seconds")
     figure = empty(9, max(5, 0.22 * len(runs) + 0.5), layout="constrained")
     axes = figure.subplots()
     for number, rows in enumerate(runs.values()):
         colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        spent = list(itertools.accumulate(row.seconds for row in rows))
+        spent = list(itertools.accumulate(row.seconds / unit for row in rows))
         scores = [row.test_accuracy for row in rows]
         axes.plot(spent, scores, marker="o", markersize=3, color=colour, linestyle=line)
-    axes.set(xlabel="seconds of training", ylabel=f"{accuracy} (%)")
+    axes.set(xlabel=f"{name} of training", ylabel=f"{accuracy} (%)")
+    if lengths and max(lengths) > 20 * min(lengths):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     figure.suptitle(fitted(title, 8.6, 12))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)

@@ -63,6 +63,18 @@ def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
     assert list(second.get_xdata()) == [] and first.get_color() != second.get_color()
     assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
     assert figure.get_suptitle() == "title"
+    assert figure.axes[0].get_xlabel() == "seconds of training" and figure.axes[0].get_xscale() == "linear"
+
+
+def test_a_long_run_beside_a_short_one_is_drawn_over_the_logarithm_of_minutes():
+    runs = {
+        "short": [Row(1, 0, 0, 0, 0, 50.0, 120.0)],
+        "long": [Row(1, 0, 0, 0, 0, 60.0, 6000.0)],
+        "none": [],
+    }
+    axes = pictures.over_seconds(runs).axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[2], [100], []]
+    assert axes.get_xlabel() == "minutes of training" and axes.get_xscale() == "log"
 
 
 def captions(figure):
