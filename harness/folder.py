@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import filelock
 import torch
+from torchvision.io import decode_image
 
 from data import Info
 from harness import checkpoint, devices, earlier, pictures, report
@@ -71,7 +72,8 @@ class RunFolder:
         if self.saved:
             checkpoint.check_network(self.saved, self.settings.network, info.classes)
             checkpoint.check_data(self.saved, info)
-            if self.settings.epochs < (done := len(self.saved["rows"])):
+            done = len(self.saved["rows"])
+            if self.settings.epochs < done:
                 asked = f"epochs={self.settings.epochs}"
                 raise UserError(f"{asked}: {self.path} has done {done} already; give more to go on")
             self.saved = earlier.checkpoint(self.saved, info.train_images)
@@ -144,10 +146,13 @@ class RunFolder:
 
     def draw(self, name: str, draw: Callable[[], "Figure"], epoch: int = 0) -> None:
         """Write the picture NAME.png that `draw` makes, and put it into TensorBoard where that is on."""
-        if devices.rank() == 0 and (content := pictures.png(draw, f"{name}.png")):
-            self.write(f"{name}.png", content, optional=True)
+        if devices.rank() > 0 or not (content := pictures.png(draw, f"{name}.png")):
+            return
+        self.write(f"{name}.png", content, optional=True)
         if self.tensorboard:
-            self.tensorboard.add_figure(name, draw(), epoch)
+            self.tensorboard.add_image(
+                name, decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8)), epoch
+            )
 
     def draw_curves(self) -> None:
         """Draw curves.png of the epochs done."""
@@ -175,7 +180,7 @@ def run_folder(settings: Settings, resume: Path | None) -> Iterator[RunFolder]:
     At the end, however it comes, curves.png is drawn. UserError where another process holds the folder, it
     already holds a run, or there is no checkpoint to resume.
     """
-    first, path = devices.rank() == 0, resume or Path(settings.out).expanduser()
+    first, path = devices.rank() == 0, resume or Path(settings.out)
     with ExitStack() as stack:
         with devices.first_rank_first():
             if first:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.errors import UserError, say
 from harness.metrics import Row
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def png(draw: Callable[[], "Figure"], name: str) -> bytes | None:
     try:
         return render(draw, name)
     except UserError as error:
-        print(f"note: {error}", flush=True)
+        say(f"note: {error}")
         return None
 
 
