@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import filelock
+import numpy as np
 import torch
-from torchvision.io import decode_image
+from PIL import Image
 
 from data import Info
 from harness import checkpoint, devices, earlier, pictures, report
@@ -150,9 +151,8 @@ class RunFolder:
             return
         self.write(f"{name}.png", content, optional=True)
         if self.tensorboard:
-            self.tensorboard.add_image(
-                name, decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8)), epoch
-            )
+            pixels = np.asarray(Image.open(io.BytesIO(content)))
+            self.tensorboard.add_image(name, pixels, epoch, dataformats="HWC")
 
     def draw_curves(self) -> None:
         """Draw curves.png of the epochs done."""
