@@ -264,7 +264,7 @@ def grid(
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=frame, aspect="auto", interpolation="nearest")
         caption = "\n".join(fitted(line, width - 0.07, size) for line in lines)
         axes.text(middle, frame[3] - 0.05, caption, ha="center", va="bottom", fontsize=size, linespacing=1.3)
-    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0))
+    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0), xticks=[], yticks=[])
     axes.axis("off")
     return figure
 

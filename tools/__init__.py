@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def paths(words: Iterable[str]) -> list[Path]:
-    """The paths that words of a command line stand for, each once; on Windows no shell expands `runs/*`."""
+    """The paths that words of a command line stand for; on Windows no shell expands `runs/*`."""
     found: list[str] = []
     for word in words:
         matching = [] if os.path.exists(word) else sorted(glob.glob(word))
         found += matching or [word]
-    return list(dict.fromkeys(map(Path, found)))
+    return [Path(name) for name in found]

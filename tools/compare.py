@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments.runs:
             raise UserError("name the folders of the runs: python -m tools.compare runs/*")
         runs = []
-        for path in paths(arguments.runs):
+        for path in dict.fromkeys(paths(arguments.runs)):  # each once
             try:
                 runs.append(read(path))
             except UserError as error:

@@ -29,11 +29,13 @@ NEEDED = "onnx onnxscript onnxruntime"
 def main(argv: list[str] | None = None) -> int:
     """Write the file, print how far it is from torch. Exit code 2 if something is missing, 1 if too far."""
     parser = Parser(__doc__)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", nargs="?", metavar="RUN")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="such as another data_dir")
     parser.add_argument("--onnx", metavar="FILE", help="default: network.onnx in the run folder")
     with one_line_errors(data.DataError, model.NetworkError) as outcome:
         arguments = parser.parse_intermixed_args(argv)
+        if not arguments.run:
+            raise UserError("name the folder of a run: python -m tools.export runs/NAME")
         path = Path(arguments.onnx or Path(arguments.run, "network.onnx"))
         try:
             import onnxruntime
