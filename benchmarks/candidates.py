@@ -2,7 +2,6 @@
 
     python -m benchmarks.candidates dataset=folder data_dir=DIR                 # train one after another
     python -m benchmarks.candidates --only shared,gates dataset=folder data_dir=DIR
-    python -m benchmarks.candidates --table                                     # of results/candidates/
 
 Each has 30 epochs and the same settings, so that what differs is the design. Called again, it goes on
 where it was stopped. The runs are left in --out, to be looked at with the test images out of sight.
@@ -21,7 +20,6 @@ from harness import folder
 from harness.errors import Parser, UserError, one_line_errors
 from model import AdaptiveAvgPool2d, Network, Residual, convolution, normalised
 
-RECORDED = Path(__file__).resolve().parent.parent / "results" / "candidates"
 SCHEDULE = ["epochs=30", "lr=0.2", "step_size=4", "gamma=0.5", "average=0.995"]
 SETTINGS = ["holdout=5000", "small_epochs=0", "leave_out=0", "crop=4", *SCHEDULE]
 
@@ -159,21 +157,17 @@ CANDIDATES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train the designs, or print the table of those recorded."""
+    """Train the designs, then print the table of them."""
     parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--only", default=",".join(CANDIDATES), metavar="NAMES")
     parser.add_argument("--out", type=Path, default=Path("runs/candidates"))
-    parser.add_argument("--table", action="store_true", help="print what is recorded, and train nothing")
     with one_line_errors() as outcome:
         arguments = parser.parse_intermixed_args(argv)
         model.NETWORKS.update(CANDIDATES)
         names = arguments.only.split(",")
         if unknown := [name for name in names if name not in CANDIDATES]:
             raise UserError(f"--only {unknown[0]}: choose from {', '.join(CANDIDATES)}")
-        if arguments.table:
-            print(table(RECORDED))
-            return 0
         for name in names:
             run = arguments.out / name
             new = [*SETTINGS, *arguments.settings, f"network={name}", f"out={run}"]

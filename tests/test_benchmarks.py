@@ -267,8 +267,3 @@ def test_candidates_are_trained_gone_on_with_and_listed(known, pictures, tmp_pat
     assert len(re.findall(r"^\| `(?:gates|deep)` \| 19[\d,]+ \| [\d.]+ million \|", out, re.MULTILINE)) == 4
     assert candidates.main(["--only", "vgg"]) == 2
     assert "vgg: choose from shared" in capsys.readouterr().err
-
-
-def test_the_page_has_the_table_of_the_recorded_candidates(known):
-    page = (candidates.RECORDED.parent.parent / "docs" / "accurate.md").read_text(encoding="utf-8")
-    assert candidates.table(candidates.RECORDED) in page
