@@ -21,7 +21,7 @@ ADDED = {
     "holdout": "0",
     "leave_out": "0",
 }
-RETIRED = {"plain_epochs": "0"}  # settings that are gone, and the value without which a run cannot go on
+RETIRED = {"plain_epochs": ("", "0")}  # settings that are gone, and the values with which a run can go on
 RENAMED = {("compile", "auto"): "off", ("device", "mps"): "auto"}  # values that are gone
 
 

@@ -178,8 +178,8 @@ def of_begun_run(path: Path) -> dict[str, Text]:
     """What stands in the config.yaml of a run, in today's terms: an earlier version had other settings."""
     config = path / "config.yaml"
     texts = read_yaml(config)
-    for name, value in earlier.RETIRED.items():
-        if name in texts and float(texts.pop(name).value or 0) != float(value):
+    for name, off in earlier.RETIRED.items():
+        if name in texts and texts.pop(name).value not in off:
             raise UserError(f"{config}: {name} is gone; go on with the version of this program that began it")
     for (name, value), today in earlier.RENAMED.items():
         if name in texts and texts[name].value == value:

@@ -74,7 +74,7 @@ def read(path: Path) -> Run:
     if not os.path.isdir(path):
         raise UserError(f"{path}: is no run folder")
     metrics = path / "metrics.csv"
-    settings = configuration.read_yaml(path / "config.yaml")
+    settings = configuration.of_begun_run(path)
     try:
         rows = folder.read_metrics(metrics)
         with open(metrics, encoding="utf-8") as file:
