@@ -7,9 +7,14 @@
 """
 
 import itertools
+import signal
 import statistics
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python study/draw.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 from torch import Tensor, nn

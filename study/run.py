@@ -13,12 +13,17 @@ but for those given as name=value.
 """
 
 import io
+import signal
 import statistics
 import sys
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python study/run.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 import torch
 import yaml

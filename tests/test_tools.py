@@ -18,6 +18,7 @@ from tools import compare, export, predict
 ROOT = Path(tools.__file__).parent.parent
 SCRIPTS = ["tools/compare.py", "tools/export.py", "tools/predict.py", "benchmarks/candidates.py"]
 SCRIPTS += ["benchmarks/gpu.py", "benchmarks/throughput.py", "benchmarks/time_to_accuracy.py"]
+SCRIPTS += ["study/run.py", "study/draw.py"]
 
 
 @pytest.fixture(scope="module")
