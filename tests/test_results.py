@@ -125,6 +125,17 @@ def test_the_sittings_with_s8_are_those_recorded(start, name):
     assert cells("docs/fast.md", start)[2:] == [f"{accuracy:.2f}%", *published]
 
 
+def test_the_page_of_fast_reckons_rightly():
+    page = text("docs/fast.md")
+    _, whole, *_ = figures("sitting-s8")
+    assert f"does not get to 85% in {whole:,.0f} seconds" in page
+    assert round(whole / figures("sitting-fast")[3]) == 16 and "a sixteenth of that" in page
+    parts = [17_200 / figures(f"sitting-zen3-fast-seed{seed}")[3] for seed in (1, 0)]
+    assert "take 17,200 seconds" in page and "after a {:.0f}th to a {:.0f}th".format(*parts) in page
+    narrow, wide = (sum(figures(name)[1] for name in levers(*numbers)) for numbers in ((13, 17), (15, 18)))
+    assert f"which take {narrow / wide:.2f} of the time" in page
+
+
 @pytest.mark.parametrize(
     "ours, theirs, sentence",
     [
@@ -186,6 +197,21 @@ def test_the_page_of_fast_says_what_each_change_gave(words, changed, as_it_was):
     points = f"{last_3(changed) - last_3(as_it_was):+.1f}".replace("-", "−").replace("+0.0", "0.0")
     assert cells("docs/fast.md", words)[1].removesuffix(" points") == points
     assert [TRIALS[name]["seed"] for name in changed] == [TRIALS[name]["seed"] for name in as_it_was]
+
+
+@pytest.mark.parametrize(
+    "page, sentence, name",
+    [
+        ("docs/accurate.md", "network gives {}% with one view", "accurate"),
+        ("docs/accurate.md", "over seven others with {}%", "design-deep8"),
+        ("docs/accurate.md", "two ResNets came to {}%", "design-resnet14"),
+        ("docs/accurate.md", "and {}%. ##", "design-resnet20"),
+        ("results/README.md", "`s8` ended at {}% on a Zen 5", "sitting-s8"),
+    ],
+)
+def test_what_is_said_in_words_is_what_is_recorded(page, sentence, name):
+    accuracy, *_ = figures(name)
+    assert sentence.format(f"{accuracy:.2f}") in text(page)
 
 
 @pytest.mark.parametrize("name", [name for name in candidates.CANDIDATES if name != "shared-3"])
