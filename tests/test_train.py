@@ -480,6 +480,35 @@ def test_too_little_memory_is_one_line(call, arguments, at_step, words):
     assert code == 2 and "lower batch_size" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_classes_and_folders_whose_names_are_no_text(call, arguments, pictures, tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9 $x_1$")
+    shutil.copytree(pictures, root, ignore=shutil.ignore_patterns("decoded.pt"))
+    for part in ("train", "test"):
+        (root / part / "owl").rename(root / part / os.fsdecode(b"\xff\xfe"))
+    code, _, error = call(*arguments, f"data_dir={root}")
+    assert (code, error) == (0, "") and (tmp_path / "run" / "samples.png").exists()
+    assert call("--evaluate", tmp_path / "run")[0] == 0 and (tmp_path / "run" / "confusion.png").exists()
+    assert call("--resume", tmp_path / "run", "epochs=3")[0] == 0
+
+
+def test_many_classes_are_told_which_networks_can_have_them(call, arguments, monkeypatch):
+    load = train.data.load
+
+    def hundred(*them):
+        dataset = load(*them)
+        return dataset._replace(info=dataset.info._replace(classes=[str(number) for number in range(100)]))
+
+    monkeypatch.setattr(train.data, "load", hundred)
+    code, _, error = call(*arguments)
+    assert (
+        code == 2
+        and "fast has 204,352 parameters with 100 classes" in error
+        and "choose one of dense-5x5" in error
+    )
+    assert len(error.splitlines()) == 1
+
+
 def test_a_network_for_one_size_of_images_is_told_what_to_set(call, arguments, monkeypatch):
     def network(classes, dropout):
         return torch.nn.Sequential(
