@@ -1,6 +1,6 @@
 """Train a network of fewer than 200,000 parameters on CIFAR-10 with SGD and StepLR.
 
-It is called so:
+Usage:
 
     python train.py                          # settings from config.yaml
     python train.py epochs=5 lr=0.05         # override any of them
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch loads
 
 import torch
 import torch.nn.functional as F
@@ -39,14 +39,17 @@ from harness.settings import Settings, parse
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what the command line asks. Returns 0 done, 1 cannot write, 2 the user's mistake, 128 + signal."""
-    with devices.ranks(), one_line_errors(data.DataError, model.NetworkError) as outcome:
+    """Do what the command line asks; the exit code.
+
+    It is 0 when done, 1 if a file cannot be written, 2 for a mistake of the user, 128 + signal if stopped.
+    """
+    with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
         command, settings, path = parse(argv, __doc__)
         if command == "evaluate":
             evaluate(settings, path)
         else:
             run(settings, resume=path)
-    return outcome.code
+    return outcome.code  # an error in the block ends there, told in one line
 
 
 def run(settings: Settings, resume: Path | None = None) -> None:
@@ -57,7 +60,7 @@ def run(settings: Settings, resume: Path | None = None) -> None:
         if settings.weights and not resume:
             networks = [training.network, training.average.network]
             checkpoint.start_from(networks, Path(settings.weights), training.info.classes)
-        folder.begin(training, training.info)  # with --resume goes back to the checkpoint
+        folder.begin(training)  # with --resume calls training.load_state_dict(the checkpoint)
         report.start(settings, device, training.info, training.network)
         if resume:
             report.resumed(settings, folder.saved["settings"], training.epoch, training.lr)
@@ -66,7 +69,7 @@ def run(settings: Settings, resume: Path | None = None) -> None:
             train = train_epoch(training, folder.after_batch)
             test = test_epoch(training, folder.after_batch)
             training.end_epoch(train, test)
-            folder.after_epoch(training)  # prints the line; metrics.csv, last.pt, best.pt
+            folder.after_epoch(training)  # prints the line; saves metrics.csv, last.pt, best.pt
         report.end(folder.path, device, training.info, training.rows)
 
 
@@ -77,11 +80,11 @@ def load_data(settings: Settings) -> Dataset:
 
 
 class Training:
-    """A network and everything its training changes.
+    """What is trained, by what, on what, and how far it has come.
 
-    The plain network is the truth: torch.compile works on it in place, DistributedDataParallel only wraps its
-    forward and backward pass, and neither reaches a checkpoint. Random choices follow from seed, epoch, step
-    and rank, so none is kept.
+    `network` is what a checkpoint keeps: torch.compile works on it in place, and DistributedDataParallel only
+    wraps its forward and backward pass. Every random choice follows from seed, epoch, step and rank, so no
+    state of a random generator is kept.
     """
 
     def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
@@ -91,11 +94,11 @@ class Training:
         self.small = self.large
         if settings.epochs_on_small:
             self.small = training_loader(settings, dataset, settings.small_size, device)
-        batch_size = TEST_BATCH * devices.world()
-        self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.share())
+        batch_size = TEST_BATCH * devices.world_size()  # of all ranks together
+        self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
         self.network = fresh_network(settings, self.large, device)
         self.average = MovingAverage(self.network)
-        self.parallel = devices.parallel(self.network)  # for the passes whose gradients the ranks share
+        self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
         if settings.compile:
             devices.compiled(self.network, device)
         self.optimizer = SGD(
@@ -107,18 +110,20 @@ class Training:
             fused=True,
         )
         self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
-        self.lr, self.lr_since = settings.lr, 0  # the learning rate now; the epoch in which settings.lr held
+        self.lr = settings.lr  # now, but for the warm-up
+        self.lr_since = 0  # the epoch that began with settings.lr
         self.rows: list[Row] = []  # one for each epoch done
         self.losses = torch.zeros(len(dataset.train.labels), device=device)  # of each image, when last seen
         self.test_seconds = 0.0  # of the last test
-        # Of the epoch under way: steps done and all steps, seconds, the images it trains on, their means.
-        self.step, self.steps, self.seconds = 0, self.large.steps(), 0.0
-        self.images = torch.arange(len(self.losses), device=device)
+        # Of the epoch under way:
+        self.step, self.steps = 0, self.large.steps()  # done, and in all
+        self.seconds = 0.0
+        self.images = torch.arange(len(self.losses), device=device)  # which it trains on
         self.meter = Meter(device, "epoch 1", self.lr)
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done, and so the number, from 0, of the one under way."""
+        """How many epochs are done, which is the number of the one under way, counted from 0."""
         return len(self.rows)
 
     @property
@@ -128,34 +133,38 @@ class Training:
 
     def begin_epoch(self) -> None:
         """Choose the images of the epoch: all, or those that the network knows least."""
+        self.losses = self.all_losses()
         share = self.settings.left_out(self.epoch)
         self.images = data.least_known(self.losses, share, self.settings.batch_size)
-        self.losses.index_fill_(0, self.images, 0)  # each rank notes those of its own; all_losses adds up
+        self.losses.index_fill_(0, self.images, 0)  # a rank notes those it sees; all_losses adds them up
         self.steps = self.loader.steps(len(self.images))
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
     def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
-        """Add the row of the epoch, mean loss and accuracy of both parts; the learning rate falls if due."""
-        self.rows.append(Row(self.epoch + 1, self.lr, *train, *test, self.seconds))
-        self.losses = self.all_losses()
+        """Add a row of the epoch's means, loss and accuracy in percent; lower the learning rate if due."""
+        self.rows.append(Row(self.epoch + 1, self.lr, *train, *test, self.seconds))  # one epoch more is done
         self.step, self.seconds = 0, 0.0
-        set_lr(self.optimizer, self.lr)  # without the warm-up's factor: StepLR multiplies what it finds
+        set_lr(self.optimizer, self.lr)  # StepLR multiplies what it finds, which may be a warm-up's
         self.scheduler.step()
         self.lr = self.optimizer.param_groups[0]["lr"]
 
     def all_losses(self) -> Tensor:
-        """The loss of each image (N) when a rank last saw it; 0 for those yet to come in this epoch."""
+        """The loss of each image (N) when a rank last saw it; 0 for those still to come in this epoch."""
         losses = self.losses.clone()
-        losses[self.images] = devices.total(losses[self.images]).to(self.device)
+        if devices.world_size() > 1:
+            losses[self.images] = devices.total(losses[self.images]).to(self.device)
         return losses
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, and to use the network. UserError if its loss is no longer finite."""
+        """Everything needed to go on, and to use the network. All ranks call it, for some of it is added up.
+
+        UserError if the loss is no longer finite.
+        """
         return checkpoint.about(self.settings, self.info) | {
-            "weights": self.average.network.state_dict(),
+            "weights": self.average.network.state_dict(),  # which are tested and used
             "test_accuracy": self.rows[-1].test_accuracy if self.rows else None,
-            "training": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "training": self.network.state_dict(),  # which SGD changes
+            "optimizer": self.optimizer.state_dict()["state"],  # momentum; the rest follows from the settings
             "lr_since": self.lr_since,
             "rows": [list(row) for row in self.rows],
             "step": self.step,
@@ -166,7 +175,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was called, with the settings of now.
+        """Go back to where `state_dict` was called, with the settings as they are now.
 
         A changed `lr` is the learning rate from here on; it falls when it would have fallen anyway.
         """
@@ -176,13 +185,12 @@ class Training:
         self.rows = [Row(*row) for row in state["rows"]]
         changed = self.settings.lr != state["settings"]["lr"]
         self.lr_since = self.epoch if changed else state["lr_since"]
-        self.optimizer.step()  # does nothing without gradients, but StepLR wants to see it first
-        for epoch in range(self.epoch + 1):
-            if epoch > 0:
-                self.scheduler.step()
-            if epoch == self.lr_since:
-                set_lr(self.optimizer, self.settings.lr)
-        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.lr = self.settings.lr
+        for epoch in range(self.lr_since + 1, self.epoch + 1):
+            if epoch % self.settings.fall_every == 0:
+                self.lr *= self.settings.gamma
+        self.optimizer.step()  # changes nothing without gradients, but StepLR warns if it never saw one
+        self.scheduler.last_epoch = self.epoch
         self.step, self.seconds = state["step"], state["seconds"]
         self.images = state["images"].to(self.device)
         self.steps = self.loader.steps(len(self.images))
@@ -198,35 +206,44 @@ class MovingAverage:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval()
-        current, average = ([*each.parameters(), *each.buffers()] for each in (network, self.network))
-        pairs = [(mine, its) for mine, its in zip(average, current) if mine.is_floating_point()]
-        self.average, self.current = ([tensor.detach() for tensor in tensors] for tensors in zip(*pairs))
+        self.average: list[Tensor] = []
+        self.current: list[Tensor] = []
+        for average, current in zip(tensors(self.network), tensors(network)):
+            if average.is_floating_point():  # not BatchNorm's count of batches
+                self.average.append(average)
+                self.current.append(current)
 
     def update(self, decay: float) -> None:
-        """Keep this share of the average; the rest comes from the network as it is now."""
+        """average = decay × average + (1 - decay) × current, in place for all tensors at once."""
         torch._foreach_lerp_(self.average, self.current, 1 - decay)
+
+
+def tensors(network: nn.Module) -> list[Tensor]:
+    """Its weights and BatchNorm statistics."""
+    return [each.detach() for each in (*network.parameters(), *network.buffers())]
 
 
 def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
     """Train on what is left of the epoch; mean loss and accuracy in percent over all of it."""
-    if training.step == 0:
+    if training.step == 0:  # else a resumed run is in the middle of it, or in its test
         training.begin_epoch()
     training.network.train()
     before, began = training.seconds, time.perf_counter()
     for batch in training.loader.batches(training.epoch, training.step, training.images):
         seed_dropout(training)
-        set_lr(training.optimizer, training.lr * warmup(training))
-        logits, losses = forward(training, training.parallel, batch)
-        (losses.sum() * devices.world() / batch.images_on_all_ranks).backward()
+        set_lr(training.optimizer, training.lr * warmup_factor(training))
+        logits, losses = forward(training, training.ddp, batch)
+        loss = losses.sum() * devices.world_size() / batch.images_on_all_ranks  # DDP takes the ranks' mean
+        loss.backward()
         training.optimizer.step()
         training.optimizer.zero_grad()
-        training.average.update(decay(training))
+        training.average.update(average_decay(training))
         training.losses[batch.indices] = losses.detach()
         training.meter.add(logits, batch.labels, losses)
         training.step += 1
         training.seconds = before + time.perf_counter() - began
         after_batch(training)  # the bar; saves when due; after Ctrl-C saves and raises Stopped
-    means = training.meter.means()  # waits for the device
+    means = training.meter.means()  # waits until the device is done, so that the seconds are true
     training.seconds = before + time.perf_counter() - began
     return means
 
@@ -234,7 +251,7 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
 @torch.no_grad()
 def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
     """Test the average of the weights; mean loss and accuracy in percent."""
-    devices.share_buffers(training.average.network)
+    devices.broadcast_buffers(training.average.network)
     meter = Meter(training.device, f"the test of epoch {training.epoch + 1}", training.lr)
     began = time.perf_counter()
     for batch in training.test_loader.batches():
@@ -247,7 +264,10 @@ def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> t
 
 
 def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits (B×classes) and losses (B) of a batch, in the precision of the run."""
+    """Logits (B×classes) and losses (B) of a batch, in the precision of the run.
+
+    The loss is the same in training and test, label smoothing included, so that the two can be compared.
+    """
     with training.autocast:
         logits = network(batch.images).float()
     smoothing = training.settings.label_smoothing
@@ -260,14 +280,14 @@ def set_lr(optimizer: SGD, lr: float) -> None:
         group["lr"] = lr
 
 
-def warmup(training: Training) -> float:
-    """The share of the learning rate at this step; it rises to 1 over the first `warmup_epochs`."""
+def warmup_factor(training: Training) -> float:
+    """What the learning rate is multiplied by at this step; it rises to 1 over the first `warmup_epochs`."""
     done = training.epoch * training.steps + training.step + 1
     return min(1, done / max(1, training.settings.warmup_epochs * training.steps))
 
 
-def decay(training: Training) -> float:
-    """The decay of the moving average at this step; it rises, lest first weights hold back short runs."""
+def average_decay(training: Training) -> float:
+    """The decay of the moving average at this step; it starts low, so that the first weights soon fade."""
     done = training.epoch * training.large.steps() + training.step
     return min(training.settings.average, (1 + done) / (10 + done))
 
@@ -290,12 +310,12 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
         mixup=settings.mixup,
         cutmix=settings.cutmix,
     ).scaled(size / data.SIZE)
-    batch_size, share = settings.batch_size, devices.share()
-    last = len(split.labels) % batch_size or batch_size
-    if min(last, batch_size) < devices.world():
-        few = f"leaves a batch of {last} for {devices.world()} devices"
+    batch_size, shard = settings.batch_size, devices.shard()
+    last = len(split.labels) % batch_size or batch_size  # images in the last batch
+    if last < devices.world_size():
+        few = f"leaves a batch of {last} for {devices.world_size()} devices"
         raise UserError(f"batch_size={batch_size}: {few}; choose another")
-    return Loader(split, dataset.info, batch_size, device, augmentation, settings.seed, **share)
+    return Loader(split, dataset.info, batch_size, device, augmentation, settings.seed, **shard)
 
 
 def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> nn.Module:

@@ -96,7 +96,7 @@ def seed(device: torch.device, number: int) -> None:
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other processes that torchrun started, if it did. Ranks above 0 print nothing in the block."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
@@ -123,14 +123,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share() -> dict[str, int]:
+def shard() -> dict[str, int]:
     """Which share of each batch is this process's, as a Loader takes it."""
-    return {"rank": rank(), "world": world()}
+    return {"rank": rank(), "world": world_size()}
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def first_rank_first() -> Iterator[None]:
 
 def agree(*numbers: int) -> list[int]:
     """For each number the largest that a rank gave. Travels over the CPU, so that no device is waited for."""
-    if world() == 1:
+    if world_size() == 1:
         return list(numbers)
     largest = torch.tensor(numbers)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -164,13 +164,13 @@ def agree(*numbers: int) -> list[int]:
 
 def time_to_agree(batch: int) -> bool:
     """Whether the ranks ask each other after this batch: one alone always does, several now and then."""
-    return world() == 1 or batch % SHARED_BATCHES == 0
+    return world_size() == 1 or batch % SHARED_BATCHES == 0
 
 
 def total(sums: Tensor) -> Tensor:
     """`sums` added up over all ranks, on the CPU."""
     sums = sums.to("cpu", copy=True)
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(sums)
     return sums
 
@@ -178,14 +178,14 @@ def total(sums: Tensor) -> Tensor:
 def place(network: nn.Module, device: torch.device, sync_batchnorm: bool) -> nn.Module:
     """The network on the device, its BatchNorms taking their statistics over all CUDA devices if asked to."""
     network.to(device, memory_format=torch.channels_last)
-    if sync_batchnorm and device.type == "cuda" and world() > 1:
+    if sync_batchnorm and device.type == "cuda" and world_size() > 1:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network
 
 
-def parallel(network: nn.Module) -> nn.Module:
+def ddp(network: nn.Module) -> nn.Module:
     """What to call for a forward pass after whose backward pass all ranks have the same gradients."""
-    return nn.parallel.DistributedDataParallel(network) if world() > 1 else network
+    return nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
 
 
 def compiled(network: nn.Module, device: torch.device) -> None:
@@ -205,9 +205,9 @@ def compiled(network: nn.Module, device: torch.device) -> None:
     network.compile(dynamic=False)
 
 
-def share_buffers(network: nn.Module) -> None:
+def broadcast_buffers(network: nn.Module) -> None:
     """Give all ranks the first one's BatchNorm statistics; theirs drift apart from pass to pass."""
-    if world() > 1:
+    if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 

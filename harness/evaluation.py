@@ -15,7 +15,7 @@ TEST_BATCH = 250  # images; on a CPU 1,000 do not fit the cache, and testing `s8
 
 def evaluate(settings: Settings, path: Path) -> None:
     """Print the test accuracy of the run in the folder `path`, and draw which classes it takes for which."""
-    if devices.world() > 1:
+    if devices.world_size() > 1:
         raise UserError("--evaluate needs one device only: start it with python, not torchrun")
     device, saved = devices.pick(settings.device), checkpoint.load(path / "last.pt", whole=True)
     info, _, test = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)

@@ -36,6 +36,7 @@ RETRIES, PATIENCE = 5, 0.5  # how often to try again, and after how many seconds
 class Training(Protocol):
     """What the run folder asks of a training."""
 
+    info: Info
     rows: list[Row]  # one for each epoch done
     step: int  # steps done in the epoch under way
     steps: int  # steps of that epoch
@@ -64,12 +65,12 @@ class RunFolder:
         self.batches = 0
         self.saved_at = self.drawn_at = time.monotonic()
 
-    def begin(self, training: Training, info: Info) -> None:
+    def begin(self, training: Training) -> None:
         """Bring the training to where its checkpoint left it, if there is one; it can be resumed from now on.
 
         UserError or NetworkError where the checkpoint is of another network or other data.
         """
-        self.info = info
+        info = self.info = training.info
         if self.saved:
             checkpoint.check_network(self.saved, self.settings.network, info.classes)
             checkpoint.check_data(self.saved, info)

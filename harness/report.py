@@ -48,7 +48,7 @@ class Bar(tqdm):
 def start(settings: Settings, device: torch.device, info: Info, network: nn.Module) -> None:
     """What is about to be trained, on what and where."""
     precision = "bfloat16" if devices.bfloat16(device, settings.precision) else "float32"
-    several = f", {devices.world()} ranks" if devices.world() > 1 else ""
+    several = f", {devices.world_size()} ranks" if devices.world_size() > 1 else ""
     say(f"device    {devices.describe(device)}, {precision}{several}")
     images = f"{info.train_images:,} training and {info.scored_images:,} {info.scored_on} images"
     say(f"data      {info.source}: {images}, {len(info.classes)} classes")

@@ -43,6 +43,19 @@ def gradients(pairs):
     return found, training.all_losses()
 
 
+def images_after_resuming(pairs):
+    """What the second epoch trains on, which leaves images out, and what it does resumed between the two."""
+    chosen = settings.read([*pairs, "epochs=5", "leave_out=0.6"])
+    pair = [train.Training(chosen, train.load_data(chosen), torch.device("cpu")) for _ in range(2)]
+    training, resumed = pair
+    means = [part(training, lambda training: None) for part in (train.train_epoch, train.test_epoch)]
+    training.end_epoch(*means)
+    resumed.load_state_dict(training.state_dict())
+    for each in pair:
+        each.begin_epoch()
+    return [each.images.tolist() for each in pair]
+
+
 def agreements(rank):
     """What a rank learns of the other's numbers."""
     learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
@@ -62,7 +75,7 @@ def be_a_rank(rank, root, pairs):
     """Save what one of two ranks finds, and leave no thread behind."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(root / "meeting").as_uri(), rank=rank, world_size=2)
-    torch.save((agreements(rank), gradients(pairs)), root / f"rank{rank}.pt")
+    torch.save((agreements(rank), gradients(pairs), images_after_resuming(pairs)), root / f"rank{rank}.pt")
     devices.leave()
     tasks = Path("/proc/self/task").glob("*")  # none where there is no /proc
     threads = [Path(task, "comm").read_text() for task in tasks]
@@ -78,7 +91,7 @@ def deterministic(pictures):
 
 @pytest.fixture(scope="module")
 def ranks(deterministic, tmp_path_factory):
-    """What each of two ranks found: its agreements and its gradients. One start serves several tests."""
+    """What each of two ranks found: agreements, gradients, images. One start serves several tests."""
     root = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(be_a_rank, (root, deterministic), nprocs=2)
     return [torch.load(root / f"rank{rank}.pt") for rank in range(2)]
@@ -86,21 +99,26 @@ def ranks(deterministic, tmp_path_factory):
 
 def test_gradients_of_two_ranks_are_those_of_one_process(ranks, deterministic):
     one = gradients(deterministic)
-    for _, two in ranks:
+    for _, two, _ in ranks:
         assert len(one[0]) == len(two[0]) > 0
         for a, b in zip([*one[0], one[1]], [*two[0], two[1]]):  # and the losses of all images
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * a.abs().max().item() + 1e-7)
 
 
+def test_resumed_ranks_train_on_the_images_they_would_have(ranks):
+    (straight, *others), resumed = zip(*(images for *_, images in ranks))
+    assert 0 < len(straight) < 21 and others == [straight] and resumed == (straight, straight)
+
+
 def test_ranks_agree_on_the_largest_and_ask_now_and_then(ranks):
-    for (learnt, asked, total, _), _ in ranks:
+    for (learnt, asked, total, _), *_ in ranks:
         assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
         assert asked[0] == 0 and 4 < len(asked) < 20
     assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
 
 
 def test_the_first_rank_goes_first_and_the_others_learn_that_it_failed(ranks):
-    first, second = (orders for (*_, orders), _ in ranks)
+    first, second = (orders for (*_, orders), *_ in ranks)
     assert second[0] - first[0] > 0.04 and first[1:] == ["went on"] and second[1:] == []
 
 
