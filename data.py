@@ -85,7 +85,6 @@ class Augmentation(NamedTuple):
     rotate: float = 0.0  # turned by up to that many degrees
     colour: float = 0.0  # brightness, contrast and saturation changed by up to that share
     cutout: int = 0  # a grey square of that side in pixels (DeVries and Taylor 2017)
-    mixup: float = 0.0  # share of the images blended with another of the batch (Zhang et al. 2018)
     cutmix: float = 0.0  # share of the images with a square of another pasted in (Yun et al. 2019)
 
     def scaled(self, factor: float) -> "Augmentation":
@@ -102,7 +101,7 @@ class Choices(NamedTuple):
     hole: Tensor  # 2×N, centres of cutout's squares
     angle: Tensor  # radians
     colours: Tensor  # 3×N, factors of brightness, contrast and saturation
-    mixture: Tensor  # 2×N: what is mixed (from 0 a blend, up to 1 a square, between nothing), the own share
+    mixture: Tensor  # 2×N, 0 to 1: cutmix if at least 1 - cutmix; the share of the image that stays its own
     place: Tensor  # 2×N, centres of cutmix's squares
 
 
@@ -570,20 +569,18 @@ class Loader:
         if augmentation.cutout:
             side = chosen.hole.new_full((1,), augmentation.cutout)
             images.masked_fill_(squares(chosen.hole, side, self.size), 0)
-        if augmentation.mixup or augmentation.cutmix:
+        if augmentation.cutmix:
             images, labels = self.mixed(images, labels, chosen)
         return images, labels
 
     def mixed(self, images: Tensor, labels: Tensor, chosen: Choices) -> tuple[Tensor, Tensor]:
-        """Each image blended with the one before it, or with a square of it, and its shares of classes."""
-        kind, share = chosen.mixture[..., None, None, None]
-        square = squares(chosen.place, (1 - chosen.mixture[1]).sqrt() * self.size, self.size)
-        # How much of each pixel is the image's own: the same everywhere, or none in a square.
-        pasted = square & (kind >= 1 - self.augmentation.cutmix)
-        own = torch.where(kind < self.augmentation.mixup, share, 1 - pasted.float())
+        """Images, some with a square of the one before them pasted in, and their shares of classes."""
+        chance, own = chosen.mixture
+        square = squares(chosen.place, (1 - own).sqrt() * self.size, self.size)
+        pasted = square & (chance >= 1 - self.augmentation.cutmix)[:, None, None, None]
+        images = torch.where(pasted, images.roll(1, 0), images)
         of_class = F.one_hot(labels, self.classes).float()
-        images = images.lerp(images.roll(1, 0), 1 - own)
-        return images, of_class.lerp(of_class.roll(1, 0), 1 - own.mean((1, 2, 3))[:, None])
+        return images, of_class.lerp(of_class.roll(1, 0), pasted.float().mean((1, 2, 3))[:, None])
 
 
 def squares(centre: Tensor, side: Tensor, size: int) -> Tensor:

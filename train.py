@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch loads
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main takes over: no traceback for Ctrl-C
 
 import torch
 import torch.nn.functional as F
@@ -307,7 +307,6 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
         rotate=settings.rotate,
         colour=settings.colour,
         cutout=settings.cutout,
-        mixup=settings.mixup,
         cutmix=settings.cutmix,
     ).scaled(size / data.SIZE)
     batch_size, shard = settings.batch_size, devices.shard()
@@ -327,7 +326,7 @@ def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> n
         raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:
         model.whiten(network, loader.plain(2000).cpu())
-    return devices.place(network, device, settings.sync_batchnorm)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

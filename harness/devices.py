@@ -175,14 +175,6 @@ def total(sums: Tensor) -> Tensor:
     return sums
 
 
-def place(network: nn.Module, device: torch.device, sync_batchnorm: bool) -> nn.Module:
-    """The network on the device, its BatchNorms taking their statistics over all CUDA devices if asked to."""
-    network.to(device, memory_format=torch.channels_last)
-    if sync_batchnorm and device.type == "cuda" and world_size() > 1:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return network
-
-
 def ddp(network: nn.Module) -> nn.Module:
     """What to call for a forward pass after whose backward pass all ranks have the same gradients."""
     return nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network

@@ -15,13 +15,13 @@ ADDED = {
     "tensorboard": "false",
     "rotate": "0",
     "colour": "0",
-    "mixup": "0",
     "cutmix": "0",
     "weights": "",
     "holdout": "0",
     "leave_out": "0",
 }
-RETIRED = {"plain_epochs": ("", "0")}  # settings that are gone, and the values with which a run can go on
+# Settings that are gone, and the values with which a run can go on.
+RETIRED = {"plain_epochs": ("", "0"), "mixup": ("0", "0.0"), "sync_batchnorm": ("false",)}
 RENAMED = {("compile", "auto"): "off", ("device", "mps"): "auto"}  # values that are gone
 
 

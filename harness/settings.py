@@ -66,7 +66,6 @@ class Settings:
     rotate: Annotated[float, "[0, 180]"]
     colour: Annotated[float, "[0, 1]"]
     cutout: Annotated[int, "[0, 32]"]
-    mixup: Annotated[float, "[0, 1]"]
     cutmix: Annotated[float, "[0, 1]"]
     small_epochs: Annotated[int | None, "[0, inf)"]
     small_size: Annotated[int, "[16, 32]"]
@@ -75,7 +74,6 @@ class Settings:
     device: Annotated[str, ("auto", "cpu", "cuda")]
     precision: Annotated[str, ("auto", "float32", "bfloat16")]
     compile: Annotated[bool, tuple(SWITCH)]
-    sync_batchnorm: Annotated[bool, tuple(SWITCH)]
 
     seed: Annotated[int, "[0, 4294967295]"]
     out: Annotated[str, None]
@@ -203,11 +201,6 @@ def build(texts: dict[str, Text]) -> Settings:
     settings = Settings(**values)
     if settings.nesterov and settings.momentum == 0:
         raise UserError("nesterov needs a momentum above 0: set nesterov=false or momentum=0.9")
-    if settings.mixup + settings.cutmix > 1:
-        raise UserError(
-            f"mixup={settings.mixup} and cutmix={settings.cutmix}: are shares of the same images; "
-            "their sum must not pass 1"
-        )
     return settings
 
 

@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 import data
 import model
 import train
-from harness import devices, settings
+from harness import settings
 from harness.metrics import Meter
 
 SETTINGS = (
     "dataset=synthetic precision=bfloat16 whiten=false dropout=0.1 epochs=10 small_epochs=1 "
-    "leave_out=0.5 rotate=10 colour=0.3 cutout=8 mixup=0.3 cutmix=0.3"
+    "leave_out=0.5 rotate=10 colour=0.3 cutout=8 cutmix=0.3"
 )
 
 
@@ -56,8 +56,8 @@ def kinds(values):
     return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
 
 
-def place(network, device, sync_batchnorm):
-    """As devices.place, which fake parameters do not allow: torch would have to swap them."""
+def place(network, device, memory_format=None):
+    """As nn.Module.to, which fake parameters do not allow: torch would have to swap them."""
     for module in network.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(weight.detach().to(device), weight.requires_grad))
@@ -69,10 +69,10 @@ def place(network, device, sync_batchnorm):
 @pytest.fixture
 def fake(monkeypatch):
     """A Training whose every tensor is on a CUDA device that is not there."""
-    monkeypatch.setattr(devices, "place", place)
+    monkeypatch.setattr(nn.Module, "to", place)
     monkeypatch.setattr(model, "takes", lambda network, size: True)
     # deepcopy looks at the memory of a tensor, and a fake one has none.
-    monkeypatch.setattr(train.copy, "deepcopy", lambda network: place(model.build("fast"), "cuda", False))
+    monkeypatch.setattr(train.copy, "deepcopy", lambda network: place(model.build("fast"), "cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     numbers, shape = torch.arange(300), (300, 3, 32, 32)

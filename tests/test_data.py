@@ -76,7 +76,7 @@ def test_images_of_low_loss_are_left_out():
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
-    options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, mixup=0.4, cutmix=0.4)
+    options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, cutmix=0.4)
     split = gradient_split()
     first = list(loader(split, seed=3, **options).batches(5))
     again = list(loader(split, seed=3, **options).batches(5, start=2))
@@ -128,15 +128,12 @@ def test_colour_and_rotation_are_torchvisions_for_each_image_by_itself():
 
 def test_mixed_labels_are_the_shares_of_the_pixels():
     split = numbered(40)
-    for options in (dict(mixup=1.0), dict(cutmix=1.0), dict(mixup=0.5, cutmix=0.5)):
-        images, labels, *_ = next(loader(split, 40, seed=0, **options).batches())
+    for cutmix, least, most in ((1.0, 20, 40), (0.5, 8, 32)):
+        images, labels, *_ = next(loader(split, 40, seed=0, cutmix=cutmix).batches())
         assert labels.shape == (40, 40) and torch.allclose(labels.sum(1), torch.ones(40))
         assert torch.allclose(images.mean((1, 2, 3)), labels @ torch.arange(40.0), atol=1e-3)
-        assert len({tuple(row) for row in labels.tolist()}) == 40 and (labels.max(1).values < 0.99).sum() > 20
-    two = images.flatten(1).std(1) > 1e-3
-    assert 8 < two.sum() < 32  # squares of another image in about half, blends of two even ones in the rest
-    images, labels, *_ = next(loader(split, 40, seed=0, mixup=0.5).batches())
-    assert 8 < (labels.max(1).values == 1).sum() < 32
+        assert least < (labels.max(1).values < 1).sum() <= most
+        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_normalisation_is_with_the_mean_and_deviation_of_the_training_images(pictures):

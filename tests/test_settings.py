@@ -100,7 +100,7 @@ def test_each_recipe_names_its_network_and_only_what_differs(recipe):
         ("holdout=-1", "holdout"),
         ("step_size=0", "step_size"),
         ("rotate=200", "rotate"),
-        ("mixup=1.5", "mixup"),
+        ("cutmix=1.5", "cutmix"),
         ("cutmix=-1", "cutmix"),
     ],
 )
