@@ -11,6 +11,7 @@ import sys
 import tarfile
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,7 +206,7 @@ def folder(root: Path) -> tuple[str, list[str], Split, Split | None]:
         try:
             keep(kept, {"format": 1, "listing": files, "digest": digest(tensors), "tensors": tensors})
         except (OSError, RuntimeError) as error:  # a full disk is either
-            print(f"note: {kept} could not be written ({error}); the next start decodes the pictures again")
+            note(f"{kept} could not be written ({error}); the next start decodes the pictures again")
     splits = [Split(*tensors[:2]), Split(*tensors[2:]) if test else None]
     return f"pictures in {root}", classes, *splits
 
@@ -278,9 +279,13 @@ def files_below(root: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})")
 
-    found = []
+    found, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not ignored(name)]
+        real = os.path.realpath(folder)
+        if real in seen:
+            raise DataError(f"{folder}: leads to {real}, which is here already; remove the link")
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not ignored(name))
         found.append((folder, sorted(name for name in names if not ignored(name))))
     return [os.path.join(folder, name) for folder, names in sorted(found) for name in names]
 
@@ -326,9 +331,15 @@ def digest(tensors: list[Tensor]) -> str:
     return result.hexdigest()
 
 
+def note(text: str) -> None:
+    """Print a note, for which no training is given up: its reader may be gone."""
+    with suppress(OSError):
+        print("note:", *text.split())
+
+
 def decode_all(root: Path, samples: list[list[tuple[str, int]]]) -> list[Tensor]:
     """Images (N×3×32×32, uint8) and labels (N) of each part. BadPictures for all files that are none."""
-    tensors, bad, notes = [], [], []
+    tensors, bad, odd = [], [], []
     for part in samples:
         images = torch.empty((len(part), 3, SIZE, SIZE), dtype=torch.uint8)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -338,14 +349,14 @@ def decode_all(root: Path, samples: list[list[tuple[str, int]]]) -> list[Tensor]
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     images[number] = decode(path)
-                notes += [f"note: {path}: {warning.message}" for warning in caught]
+                odd += [f"{path}: {warning.message}" for warning in caught]
             except DataError as error:
                 bad.append(str(error))
         tensors += [images, torch.tensor([label for _, label in part])]
-    for note in notes[:SHOWN]:
-        print(" ".join(note.split()))
-    if len(notes) > SHOWN:
-        print(f"note: {len(notes) - SHOWN:,} more pictures are odd, but readable")
+    for text in odd[:SHOWN]:
+        note(text)
+    if len(odd) > SHOWN:
+        note(f"{len(odd) - SHOWN:,} more pictures are odd, but readable")
     if bad:
         raise BadPictures(root, bad)
     return tensors

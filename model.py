@@ -305,13 +305,16 @@ def build(name: str, num_classes: int = 10, dropout: float = 0.0) -> Network:
 
 
 @torch.no_grad()
-def takes(network: nn.Module, size: int) -> bool:
-    """Whether the network can take images of `size`×`size` pixels; with nn.Linear at the end only of one."""
+def refusal(network: nn.Module, size: int) -> str:
+    """Why the network cannot take images of `size`×`size` pixels, empty if it can.
+
+    With nn.Linear at the end it takes only one size.
+    """
     try:
         copy.deepcopy(network).eval()(torch.zeros(1, 3, size, size))
-    except RuntimeError:
-        return False
-    return True
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 @torch.no_grad()
@@ -320,9 +323,12 @@ def whiten(network: nn.Module, images: Tensor) -> None:
 
     Each component comes with its negative, both give unit variance. `images` are normalised, N×3×H×W. In a
     trial of ten epochs on CIFAR-10 re-encoded as JPEG an earlier `fast` reached 83.3% from such filters,
-    82.2% from random ones. After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019).
+    82.2% from random ones. After David Page, "How to Train Your ResNet 8: Bag of Tricks" (2019). Raises
+    NetworkError where the network does not begin with a convolution over all colours.
     """
-    layer = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    layer = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    if layer is None or (layer.in_channels, layer.groups) != (images.shape[1], 1):
+        raise NetworkError("whiten=true needs a first convolution over all three colours; set whiten=false")
     patches = F.unfold(images, layer.kernel_size, stride=layer.stride).transpose(1, 2).flatten(0, 1).double()
     variances, components = torch.linalg.eigh(patches.T.cov())  # in rising order
     count = min(layer.out_channels // 2, len(variances))
@@ -435,10 +441,16 @@ def facts(network: nn.Module) -> str:
 
 
 def summary(network: nn.Module) -> str:
-    """torchsummary's table, of a copy: it moves BatchNorm's statistics and the random state."""
+    """torchsummary's table, of a copy: it moves BatchNorm's statistics and the random state.
+
+    Of layers that torchsummary does not know, such as attention, there is a line that says so.
+    """
     text = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
-        torchsummary.summary(copy.deepcopy(network).cpu().eval(), (3, 32, 32), device="cpu")
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
+            torchsummary.summary(copy.deepcopy(network).cpu().eval(), (3, 32, 32), device="cpu")
+    except (AttributeError, TypeError) as error:  # it wants a tensor from every layer
+        return f"note: torchsummary has no table for a network of such layers ({error})"
     return text.getvalue().rstrip()
 
 

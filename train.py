@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: Settings, resume: Path | None = None) -> None:
     """Settings -> device -> data -> network -> epochs -> run folder."""
-    device = devices.pick(settings.device)
+    device, dataset = devices.pick(settings.device), load_data(settings)
     with run_folder(settings, resume) as folder:
-        training = Training(settings, load_data(settings), device)
+        training = Training(settings, dataset, device)
         if settings.weights and not resume:
             networks = [training.network, training.average.network]
             checkpoint.start_from(networks, Path(settings.weights), training.info.classes)
@@ -321,8 +321,10 @@ def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> n
     """The network before training, its first convolution whitened if asked to."""
     torch.manual_seed(settings.seed)
     network = model.build(settings.network, loader.classes, settings.dropout)
-    if settings.epochs_on_small and not model.takes(network, settings.small_size):
-        small = f"images of {settings.small_size}×{settings.small_size} pixels, as the first epochs have"
+    if reason := model.refusal(network, data.SIZE):
+        raise UserError(f"network={settings.network}: fails on images of {data.SIZE} pixels ({reason})")
+    if settings.epochs_on_small and model.refusal(network, settings.small_size):
+        small = f"images of {settings.small_size} pixels, as the first epochs have"
         raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:
         model.whiten(network, loader.plain(2000).cpu())

@@ -1,6 +1,7 @@
 """Checkpoints: what they say of their run, reading them, and whether they fit what is at hand."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the file, such as {path / 'last.pt'}") from None
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    with file:
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of files that torch did not write
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # on a file of another kind torch raises whatever it stumbles over
@@ -49,7 +53,9 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
 
 def check_network(saved: dict[str, Any], network: str, classes: list[str]) -> None:
     """UserError if the checkpoint is of another network or other classes."""
-    if (saved["network"], saved["classes"]) != (network, classes):
+    if saved["network"] != network:
+        raise UserError(f"last.pt holds {saved['network']}, config.yaml says {network}; put it right there")
+    if saved["classes"] != classes:
         known = f"{saved['network']} for {len(saved['classes'])} classes ({some(saved['classes'])})"
         asked = f"{network} for {len(classes)} ({some(classes)})"
         raise UserError(

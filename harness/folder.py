@@ -80,14 +80,13 @@ class RunFolder:
                 raise UserError(f"{asked}: {self.path} has done {done} already; give more to go on")
             self.saved = earlier.checkpoint(self.saved, info.train_images)
             training.load_state_dict(self.saved)
-        with devices.first_rank_first():
-            self.write("config.yaml", dump(self.settings).encode())
-        if self.saved:
             self.rows = list(training.rows)
             self.write_metrics()  # in case the run was killed between the two files
-        else:
-            self.save(training)
         self.stop.listen()
+        if not self.saved:
+            self.save(training)
+        with devices.first_rank_first():
+            self.write_config()
 
     def after_batch(self, training: Training) -> None:
         """Show the bar. Save if it is time or a signal came, and stop if one came. Raises Stopped.
@@ -130,6 +129,15 @@ class RunFolder:
                 self.tensorboard.add_scalar(name, value, len(self.rows))
         if time.monotonic() - self.drawn_at > DRAW_EVERY:
             self.draw_curves()
+
+    def write_config(self) -> None:
+        """Write config.yaml; if a new run cannot, there is none, so that it can be begun again."""
+        try:
+            self.write("config.yaml", dump(self.settings).encode())
+        except OSError:
+            for name in () if self.saved else ("last.pt", "metrics.csv"):
+                (self.path / name).unlink(missing_ok=True)
+            raise
 
     def write_metrics(self) -> None:
         """Write metrics.csv, a row for each epoch saved."""
@@ -185,8 +193,9 @@ def run_folder(settings: Settings, resume: Path | None) -> Iterator[RunFolder]:
     with ExitStack() as stack:
         with devices.first_rank_first():
             if first:
+                refuse_class(path if settings.out or resume else Path("runs"), settings)
                 path = path if settings.out or resume else fresh(settings.network)
-                stack.enter_context(locked(path))
+                stack.enter_context(locked(path, resume))
                 refuse_other_run(path, resume)
         saved = checkpoint.load(path / "last.pt", whole=True) if resume else None
         writer = None
@@ -209,15 +218,28 @@ def fresh(network: str) -> Path:
             return path
 
 
+def refuse_class(path: Path, settings: Settings) -> None:
+    """UserError if the run folder would lie among the folders of data_dir that are classes."""
+    root = Path(settings.data_dir)
+    flat = settings.dataset == "folder" and not (root / "train").is_dir()
+    if flat and root.resolve() in path.resolve().parents:
+        raise UserError(f"{path}: lies in data_dir and would be a class; give a folder elsewhere with out=")
+
+
 def refuse_other_run(path: Path, resume: Path | None) -> None:
-    """UserError if a new run would be written over the one in the folder."""
-    if not resume and any((path / name).exists() for name in ("config.yaml", "last.pt", "metrics.csv")):
+    """UserError if a new run would be written over what is in the folder."""
+    names = ("config.yaml", "last.pt", "metrics.csv")
+    there = [name for name in names if (path / name).exists()]
+    if resume or not there:
+        return
+    if "config.yaml" in there and "last.pt" in there:
         go_on = command("python", "train.py", "--resume", path)
         raise UserError(f"{path}: already holds a run; choose another out=, or go on with it: {go_on}")
+    raise UserError(f"{path}: already holds a {there[0]}; choose another out=")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, resume: Path | None) -> Iterator[None]:
     """Hold `folder`, made if need be, for this process; UserError names the process that already does.
 
     The operating system ends the lock with its process, however that dies. A folder still empty at the end is
@@ -231,9 +253,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: is a file, or lies in one; give a folder with out=") from None
     except filelock.Timeout:
         name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise UserError(
-            f"{folder}: {name} is writing there; wait for it, stop it, or choose another out="
-        ) from None
+        other = "or stop it" if resume else "stop it, or choose another out="
+        raise UserError(f"{folder}: {name} is writing there; wait for it, {other}") from None
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise
@@ -317,10 +338,14 @@ def metrics_text(rows: Sequence[Row], scored_on: str = "test") -> str:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.csv, whichever images were scored. UserError if there is none."""
+    """The rows of a metrics.csv, whichever images were scored. UserError if it is absent or damaged."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            _, *lines = csv.reader(file)
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            heads, *lines = csv.reader(file)
+            if heads[:2] != list(Row._fields[:2]):
+                raise ValueError(heads)
+            return [Row(int(line[0]), *map(float, line[1:])) for line in lines]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    return [Row(int(line[0]), *map(float, line[1:])) for line in lines]
+    except (ValueError, TypeError, IndexError, csv.Error):
+        raise UserError(f"{path}: is damaged or no table of this program") from None

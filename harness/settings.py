@@ -45,7 +45,7 @@ class Settings:
     whiten: Annotated[bool, tuple(SWITCH)]
     weights: Annotated[str, None]
 
-    epochs: Annotated[int, "[1, inf)"]
+    epochs: Annotated[int, "[1, 100000]"]
     batch_size: Annotated[int, "[1, inf)"]
     lr: Annotated[float, "(0, inf)"]
     step_size: Annotated[int | None, "[1, inf)"]
@@ -118,6 +118,8 @@ def parse(argv: list[str] | None, description: str) -> Command:
     arguments = vars(parser.parse_intermixed_args(argv))
     pairs = arguments.pop("settings")
     options = {name: value for name, value in arguments.items() if value is not None}
+    if "" in options.values():
+        raise UserError("an option has an empty path; --help shows how to call it")
     if len(options) > 1:
         raise UserError(f"--{' and --'.join(options)} do not go together; give one of them")
     for name in options.keys() - {"config"}:
@@ -133,7 +135,7 @@ def parse(argv: list[str] | None, description: str) -> Command:
 def local_path(name: str, text: str) -> str:
     """The path in a text, its ~ replaced by the home folder. UserError for an address or a NUL character."""
     if "://" in text:
-        raise UserError(f"{name}{text}: is an address; download it and give the path of the file")
+        raise UserError(f"{name}{text}: is an address; give the path of a file or folder on this machine")
     if "\0" in text:
         raise UserError(f"{name}: a path cannot hold a NUL character")
     try:
@@ -156,13 +158,15 @@ def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
 
 def of_run(path: Path, pairs: list[str], command: str) -> Settings:
     """The settings of the run in folder `path`, with what may be changed of them by `key=value` pairs."""
+    if path.is_file():
+        raise UserError(f"{path}: is a file; give the run folder, {path.parent}")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such run folder")
     before = build(of_begun_run(path))
     settings = build(of_begun_run(path) | read_pairs(pairs))
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and (name, command) != ("holdout", "evaluate"):
-            kept = f"a run keeps its {name} ({getattr(before, name)})"
+            kept = f"a run keeps what it began with ({getattr(before, name) or 'none'})"
             raise UserError(f"{name}={getattr(settings, name)}: {kept}; start a new run for another")
     return settings
 
@@ -230,7 +234,7 @@ def read_yaml(path: str | Path) -> dict[str, Text]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not UTF-8 text"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "not UTF-8 text")
         raise UserError(f"{path}{line}: not valid YAML ({problem})") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; settings are flat `name: value` lines") from None
@@ -267,7 +271,8 @@ def convert(name: str, text: Text) -> Any:
     if isinstance(allowed, tuple | dict):
         value = value.lower() if kind is bool else value
         if value not in allowed:
-            raise UserError(f"{name}={value!r} ({where}): choose one of {', '.join(allowed)}")
+            own = "; a network of your own is known to the script that adds it" if name == "network" else ""
+            raise UserError(f"{name}={value!r} ({where}): choose one of {', '.join(allowed)}{own}")
         return SWITCH[value] if kind is bool else value
     if kind is str:
         return local_path(f"{name}=", value)

@@ -35,6 +35,10 @@ class Run(NamedTuple):
     purpose: str  # one of the three above
 
 
+# What about.yaml must hold.
+KINDS = {"data": str, "train_images": int, "epochs": int, "settings": dict, "images_per_second": dict}
+
+
 class Study(NamedTuple):
     """What is recorded in a folder."""
 
@@ -43,11 +47,17 @@ class Study(NamedTuple):
 
 
 def read(folder: Path) -> Study:
-    """The study in a folder, perhaps without any run yet. UserError if there is none."""
+    """The study in a folder, perhaps without any run yet. UserError if there is none, or it is damaged."""
+    path = folder / "about.yaml"
     try:
-        about = yaml.safe_load((folder / "about.yaml").read_text(encoding="utf-8"))
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, kind in KINDS.items():
+            if not isinstance(about[name], kind):
+                raise ValueError(f"{name} is missing")
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no study, for about.yaml is not there") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: is damaged; bring back the file that the study wrote") from None
     return Study(about, read_runs(folder / "metrics.csv"))
 
 
@@ -56,7 +66,7 @@ def read_runs(path: Path) -> dict[Run, list[Row]]:
     runs: dict[Run, list[Row]] = {}
     if not path.exists():
         return runs
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for line in (lines := csv.DictReader(file)):
             try:
                 run = Run(line["network"], int(line["epochs"]), int(line["seed"]), line["purpose"])

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished
         (lambda path, raw: path.write_bytes(raw[:5000]), "is damaged"),
         (lambda path, raw: path.write_bytes(b""), "is damaged"),
         (lambda path, raw: path.write_text("epoch,lr\n1,0.3\n"), "is damaged"),
+        (lambda path, raw: path.write_bytes(pickle.dumps([1, 2], protocol=4)), "is damaged"),
         (lambda path, raw: path.unlink(), "there is no such file"),
         (lambda path, raw: torch.save({"format": 1, "listing": ""}, path), "no checkpoint of this program"),
         (lambda path, raw: torch.save([1, 2], path), "has format None"),

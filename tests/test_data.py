@@ -2,6 +2,7 @@ import errno
 import math
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -342,6 +343,14 @@ def test_pipes_and_links_to_nowhere_are_named(copy):
         f"{name}: cannot be read as a picture (it is no file)" in str(caught.value)
         for name in ("pipe", "png")
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the right to make links")
+def test_links_that_lead_back_are_named(copy):
+    for name in ("a", "b"):
+        (copy / "train" / "cat" / name).symlink_to(copy / "train" / "cat")
+    with pytest.raises(DataError, match="cat/a: leads to .*; remove the link"):
+        data.load("folder", copy)
 
 
 def test_what_may_not_be_read_is_named(copy, monkeypatch):

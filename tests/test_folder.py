@@ -9,12 +9,13 @@ import pytest
 from soak import same_run
 
 from harness import folder
+from harness.errors import UserError
 from harness.metrics import Row
 
 
 def test_second_process_is_refused_and_a_dead_ones_lock_is_not(call, arguments, tmp_path):
     run = tmp_path / "run"
-    with folder.locked(run):
+    with folder.locked(run, resume=None):
         code, _, error = call(*arguments)
         assert code == 2 and f"process {os.getpid()}" in error and len(error.splitlines()) == 1
     run.mkdir()
@@ -44,6 +45,13 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
         with open(tmp_path / "metrics.csv", newline="") as file:
             assert name in next(csv.reader(file))
         assert folder.read_metrics(tmp_path / "metrics.csv") == rows
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"epoch,lr\n1\n", b"epoch,lr\nx,y\n", b"\xff"])
+def test_a_damaged_table_is_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match="metrics.csv: is damaged"):
+        folder.read_metrics(tmp_path / "metrics.csv")
 
 
 def test_tensorboard_is_optional(call, arguments, tmp_path, monkeypatch):

@@ -138,6 +138,9 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UserError, match="binary.yaml"):
         settings.read(config=tmp_path / "binary.yaml")
+    (tmp_path / "bell.yaml").write_text("lr: 0.1 \x07\n")
+    with pytest.raises(UserError, match="bell.yaml: not valid YAML .special characters are not allowed"):
+        settings.read(config=tmp_path / "bell.yaml")
 
 
 def test_the_network_is_that_of_the_weights_unless_another_is_asked_for(finished):

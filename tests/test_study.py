@@ -223,9 +223,25 @@ def learnt_accuracy(study):
     return list(study.runs.values())[-1][-1].test_accuracy
 
 
+SHORT = {"data": "pictures", "train_images": 21, "epochs": 2, "settings": {}}
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [", b"\xff", b"- 1", b"epochs: two", b"epochs: 2"])
+def test_a_damaged_study_is_named(tmp_path, capsys, content):
+    (tmp_path / "about.yaml").write_bytes(content)
+    for call in (["--page"], ["--only", "dense"]):
+        assert run.main(["--out", str(tmp_path), *call]) == 2
+        error = capsys.readouterr().err
+        assert "about.yaml: is damaged" in error and len(error.splitlines()) == 1
+    run.write_about(tmp_path, SHORT | {"images_per_second": {}})
+    (tmp_path / "metrics.csv").write_bytes(b"\xff\n\xff\n")
+    assert run.main(["--out", str(tmp_path), "--page"]) == 2
+    assert "metrics.csv, line 2" in capsys.readouterr().err
+
+
 def test_on_another_machine_no_speed_is_added(tmp_path, monkeypatch):
     monkeypatch.setattr(run.train, "main", None)
-    about = {"machine": "two cores of something else", "images_per_second": {"dense": 100}}
+    about = SHORT | {"machine": "two cores of something else", "images_per_second": {"dense": 100}}
     run.write_about(tmp_path, about)
     assert run.measure_speeds(tmp_path, ["dense", "gated"], ["device=cpu"]) == 0
     assert table.read(tmp_path).about == about
@@ -233,7 +249,7 @@ def test_on_another_machine_no_speed_is_added(tmp_path, monkeypatch):
 
 def test_a_training_that_fails_ends_the_study(tmp_path, monkeypatch):
     monkeypatch.setattr(run.train, "main", lambda arguments: 2)
-    about = {"machine": run.describe_machine(["device=cpu"]), "images_per_second": {}}
+    about = SHORT | {"machine": run.describe_machine(["device=cpu"]), "images_per_second": {}}
     run.write_about(tmp_path, about)
     assert run.measure_speeds(tmp_path, ["dense"], ["device=cpu"]) == 2
     assert table.read(tmp_path).about == about

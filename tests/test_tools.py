@@ -218,13 +218,14 @@ def test_predict_takes_any_file_of_weights_and_folders_of_pictures(
         assert predict.main(["--run", str(finished / name), str(gallery / "grey.png")]) == 0
     assert predict.main(["--run", str(predict.SHIPPED), str(gallery / "grey.png")]) == 0
     capsys.readouterr()
-    (gallery / ".hidden").touch()
+    for name in (".hidden", "Thumbs.db"):
+        (gallery / name).touch()
     (gallery / "deeper").mkdir()
     assert predict.main(["--run", str(finished), str(gallery), str(gallery / "deeper")]) == 2
     out, error = capsys.readouterr()
     answered = [Path(line.split(": ")[0]).name for line in out.splitlines()]
     assert answered == ["clear.png", "grey.png", "print.jpg"]
-    assert len(error.splitlines()) == 2 and "text.png" in error and "deeper: there is no file" in error
+    assert len(error.splitlines()) == 2 and "text.png" in error and "deeper: is a folder without" in error
 
 
 def test_predict_takes_pictures_whose_names_are_no_text(finished, pictures, tmp_path, capsys):

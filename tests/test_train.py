@@ -6,11 +6,13 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import FILES
 from soak import launch, metrics, same_run, soak
+from torch import nn
 
 import data
 import model
@@ -289,11 +291,16 @@ BAD = {
     "old format": ("--resume {bad}/old", "format 99"),
     "other classes": ("--resume {bad}/foreign", "2 classes"),
     "hostile file": ("--resume {bad}/hostile", "last.pt"),
-    "taken folder": ("out={finished}", "already holds a run"),
+    "taken folder": ("dataset=synthetic out={finished}", "already holds a run"),
     "a file as out": ("dataset=synthetic out={bad}/list.yaml", "is a file"),
     "below a file": ("dataset=synthetic out={bad}/list.yaml/run", "is a file"),
     "an address": ("--config https://example.org/my.yaml", "give the path"),
-    "a folder as checkpoint": ("--resume {bad}/heap", "last.pt: cannot be read"),
+    "a folder as checkpoint": ("--resume {bad}/heap", "last.pt: is a folder"),
+    "a file as run": ("--resume {finished}/last.pt", "is a file; give the run folder, "),
+    "no path": ("--resume= epochs=2", "empty path"),
+    "a folder as weights": ("weights={finished} dataset=synthetic", "give the file, such as"),
+    "an address as out": ("dataset=synthetic out=http://x/y", "is an address; give the path"),
+    "too many epochs": ("epochs=1" + 20 * "0", "epochs"),
     "no data": ("dataset=folder data_dir={bad}/none out={bad}/new", "train"),
 }
 
@@ -535,6 +542,86 @@ def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments,
     config.write_text(config.read_text() + "plain_epochs: 3\n")
     code, _, error = call("--resume", tmp_path / "run")
     assert code == 2 and "plain_epochs is gone" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "layers, settings, words",
+    [
+        (
+            [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(9)],
+            "whiten=false",
+            "on images of 32 pixels (running_mean",
+        ),
+        ([nn.Flatten(), nn.Linear(3072, 3)], "small_epochs=0", "set whiten=false"),
+        ([nn.Conv2d(3, 9, 3, groups=3), model.AdaptiveAvgPool2d()], "small_epochs=0", "set whiten=false"),
+    ],
+)
+def test_what_is_wrong_with_a_network_of_ones_own_is_said(
+    call, arguments, monkeypatch, layers, settings, words
+):
+    monkeypatch.setitem(model.NETWORKS, "mine", lambda classes, dropout: model.Network(*layers))
+    code, _, error = call(*arguments, "network=mine", *settings.split())
+    assert code == 2 and words in error and len(error.splitlines()) == 1
+
+
+def test_a_network_that_torchsummary_does_not_know_is_trained(call, arguments, monkeypatch):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.look = nn.MultiheadAttention(3, 1, batch_first=True)
+
+        def forward(self, images):
+            pixels = images.flatten(2).transpose(1, 2)
+            return self.look(pixels, pixels, pixels, need_weights=False)[0].mean(1)
+
+    monkeypatch.setitem(model.NETWORKS, "mine", lambda classes, dropout: Attention())
+    code, out, _ = call(*arguments, "network=mine", "whiten=false", "small_epochs=0", "epochs=1")
+    assert code == 0 and "note: torchsummary has no table" in out and "epoch   1/1" in out
+
+
+@pytest.mark.parametrize("name", ["last.pt", "config.yaml"])
+def test_a_run_that_could_not_begin_can_be_begun_again(call, arguments, tmp_path, monkeypatch, name):
+    def full(path, content, retries=0, write=folder.write_whole):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, retries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_whole", full)
+        code, _, error = call(*arguments)
+    assert code == 1 and name in error and not (tmp_path / "run").exists()
+    assert call(*arguments)[0] == 0
+
+
+def test_ctrl_c_while_the_run_folder_is_made_leaves_a_run_that_goes_on(
+    call, arguments, finished, tmp_path, monkeypatch
+):
+    def interrupted(path, content, retries=0, write=folder.write_whole):
+        write(path, content, retries)
+        if path.name == "last.pt" and not (path.parent / "config.yaml").exists():
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(folder, "write_whole", interrupted)
+    code, _, error = call(*arguments)
+    assert code == 130 and "stopped and saved" in error
+    assert call("--resume", tmp_path / "run")[0] == 0 and same_run(tmp_path / "run", finished)
+
+
+def test_files_that_are_no_run_are_kept(call, arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("lr: 0.1")
+    code, _, error = call(*arguments)
+    assert code == 2 and "already holds a config.yaml; choose another out=" in error
+    assert (tmp_path / "run" / "config.yaml").read_text() == "lr: 0.1"
+
+
+def test_a_run_is_not_written_among_the_classes(call, pictures, tmp_path, monkeypatch):
+    shutil.copytree(pictures / "train", tmp_path / "flat")
+    monkeypatch.chdir(tmp_path / "flat")
+    for out, data_dir in (("", "."), ("out=mine", tmp_path / "flat")):
+        code, _, error = call("dataset=folder", f"data_dir={data_dir}", "holdout=6", "epochs=1", *out.split())
+        assert code == 2 and "would be a class; give a folder elsewhere" in error
+    assert sorted(path.name for path in Path().iterdir()) == ["cat", "decoded.pt", "dog", "owl"]
 
 
 @pytest.mark.parametrize("step", [2, 5])

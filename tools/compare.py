@@ -7,7 +7,6 @@ The table has a column for every setting in which the runs differ. A run that ca
 out. The ending of the picture's name may also be .jpg, .pdf or .svg.
 """
 
-import csv
 import os
 import signal
 import sys
@@ -77,12 +76,10 @@ def read(path: Path) -> Run:
     settings = configuration.of_begun_run(path)
     try:
         rows = folder.read_metrics(metrics)
-        with open(metrics, encoding="utf-8") as file:
+        with open(metrics, encoding="utf-8", errors="replace") as file:
             scored_on = "held-out" if "heldout" in file.readline() else "test"
     except OSError as error:
         raise UserError(f"{metrics}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, TypeError, IndexError, csv.Error):
-        raise UserError(f"{metrics}: is damaged or no table of this program") from None
     return Run(path, {name: value(name, text) for name, text in settings.items()}, rows, scored_on)
 
 

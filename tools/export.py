@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{error}; pip install {NEEDED}") from None
         settings = configuration.of_run(Path(arguments.run), arguments.settings, "evaluate")
         network = model.ready(checkpoint.load(Path(arguments.run, "last.pt")))
-        images = data.load(settings.dataset, settings.data_dir).test.images[:500] / 255
+        found = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
+        images = found.test.images[:500] / 255
         write(network, images[:2].contiguous(), path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         sizes = (1, 7, 500)  # a batch may have any

@@ -8,9 +8,11 @@ another run, or a file such as runs/NAME/best.pt.
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -48,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         network = model.ready(checkpoint.load(weights(arguments.run)))
         for picture in files(arguments.pictures):
             try:
-                if picture.is_dir():
-                    raise data.DataError(f"{picture}: there is no file in this folder")
+                if os.path.isdir(picture):
+                    raise data.DataError(f"{picture}: is a folder without a file that can be read")
                 answers = classify(network, data.decode(picture), arguments.views)
             except data.DataError as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -67,13 +69,15 @@ def weights(run: Path | None) -> Path:
 
 
 def files(words: Iterable[str]) -> Iterator[Path]:
-    """The files named on the command line, and those in folders named there, but for hidden ones.
+    """The files named on the command line, and those in folders named there, but for a system's own.
 
     A folder without any stands for itself.
     """
     for path in paths(words):
-        inside = sorted(path.iterdir()) if path.is_dir() else []
-        yield from [file for file in inside if file.is_file() and file.name[0] != "."] or [path]
+        inside: list[Path] = []
+        with suppress(OSError):  # no folder, or one that may not be read
+            inside = sorted(path.iterdir())
+        yield from [file for file in inside if os.path.isfile(file) and not data.ignored(file.name)] or [path]
 
 
 @torch.no_grad()
