@@ -5,7 +5,7 @@ Usage:
     python train.py                          # settings from config.yaml
     python train.py epochs=5 lr=0.05         # override any of them
     python train.py --config my.yaml         # a file that names only what differs
-    python train.py --resume runs/NAME       # go on with that run
+    python train.py --resume runs/NAME       # continue that run
     python train.py --evaluate runs/NAME     # test accuracy of that run, in total and per class
     torchrun --nproc-per-node 4 train.py     # several devices
 """
@@ -41,7 +41,7 @@ from harness.settings import Settings, parse
 def main(argv: list[str] | None = None) -> int:
     """Do what the command line asks; the exit code.
 
-    It is 0 when done, 1 if a file cannot be written, 2 for a mistake of the user, 128 + signal if stopped.
+    It is 0 when done, 1 if a file cannot be written, 2 for a user error, 128 + signal if stopped.
     """
     with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
         command, settings, path = parse(argv, __doc__)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             evaluate(settings, path)
         else:
             run(settings, resume=path)
-    return outcome.code  # an error in the block ends there, told in one line
+    return outcome.code  # an error in the block ends there, reported in one line
 
 
 def run(settings: Settings, resume: Path | None = None) -> None:
@@ -74,7 +74,7 @@ def run(settings: Settings, resume: Path | None = None) -> None:
 
 
 def load_data(settings: Settings) -> Dataset:
-    """The data set, which the first rank may have to fetch or decode before the others read it."""
+    """The data set, fetched or decoded by the first rank if need be, before the others read it."""
     with devices.first_rank_first():
         return data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
 
@@ -110,15 +110,15 @@ class Training:
             fused=True,
         )
         self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
-        self.lr = settings.lr  # now, but for the warm-up
+        self.lr = settings.lr  # of the epoch under way, without the warm-up; StepLR lowers it in end_epoch
         self.lr_since = 0  # the epoch that began with settings.lr
         self.rows: list[Row] = []  # one for each epoch done
         self.losses = torch.zeros(len(dataset.train.labels), device=device)  # of each image, when last seen
-        self.test_seconds = 0.0  # of the last test
+        self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:
-        self.step, self.steps = 0, self.large.steps()  # done, and in all
+        self.step, self.steps = 0, self.large.steps()  # steps done, steps in total
         self.seconds = 0.0
-        self.images = torch.arange(len(self.losses), device=device)  # which it trains on
+        self.images = torch.arange(len(self.losses), device=device)  # indices of those it trains on
         self.meter = Meter(device, "epoch 1", self.lr)
 
     @property
@@ -128,21 +128,21 @@ class Training:
 
     @property
     def loader(self) -> Loader:
-        """Batches of the training images, in the first epochs on smaller ones."""
+        """Batches of the training images, which are smaller in the first epochs."""
         return self.small if self.epoch < self.settings.epochs_on_small else self.large
 
     def begin_epoch(self) -> None:
         """Choose the images of the epoch: all, or those that the network knows least."""
         self.losses = self.all_losses()
-        share = self.settings.left_out(self.epoch)
-        self.images = data.least_known(self.losses, share, self.settings.batch_size)
-        self.losses.index_fill_(0, self.images, 0)  # a rank notes those it sees; all_losses adds them up
+        left_out = self.settings.left_out(self.epoch)
+        self.images = data.least_known(self.losses, left_out, self.settings.batch_size)
+        self.losses.index_fill_(0, self.images, 0)  # each rank records those it sees; all_losses adds up
         self.steps = self.loader.steps(len(self.images))
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
     def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
         """Add a row of the epoch's means, loss and accuracy in percent; lower the learning rate if due."""
-        self.rows.append(Row(self.epoch + 1, self.lr, *train, *test, self.seconds))  # one epoch more is done
+        self.rows.append(Row(self.epoch + 1, self.lr, *train, *test, self.seconds))  # one epoch more
         self.step, self.seconds = 0, 0.0
         set_lr(self.optimizer, self.lr)  # StepLR multiplies what it finds, which may be a warm-up's
         self.scheduler.step()
@@ -158,11 +158,11 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, and to use the network. All ranks call it, for some of it is added up.
 
-        UserError if the loss is no longer finite.
+        Raises UserError if the loss is no longer finite.
         """
         return checkpoint.about(self.settings, self.info) | {
             "weights": self.average.network.state_dict(),  # which are tested and used
-            "test_accuracy": self.rows[-1].test_accuracy if self.rows else None,
+            "test_accuracy": self.rows[-1].test_accuracy if self.rows else None,  # of the last whole epoch
             "training": self.network.state_dict(),  # which SGD changes
             "optimizer": self.optimizer.state_dict()["state"],  # momentum; the rest follows from the settings
             "lr_since": self.lr_since,
@@ -177,7 +177,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was called, with the settings as they are now.
 
-        A changed `lr` is the learning rate from here on; it falls when it would have fallen anyway.
+        A changed `lr` is the learning rate from here on; it still falls when it would have fallen anyway.
         """
         model.load_weights(self.average.network, state["weights"])
         model.load_weights(self.network, state["training"])
@@ -185,7 +185,7 @@ class Training:
         self.rows = [Row(*row) for row in state["rows"]]
         changed = self.settings.lr != state["settings"]["lr"]
         self.lr_since = self.epoch if changed else state["lr_since"]
-        self.lr = self.settings.lr
+        self.lr = self.settings.lr  # and from there on as StepLR would have lowered it
         for epoch in range(self.lr_since + 1, self.epoch + 1):
             if epoch % self.settings.fall_every == 0:
                 self.lr *= self.settings.gamma
@@ -198,7 +198,7 @@ class Training:
         if devices.rank() > 0:
             self.losses.index_fill_(0, self.images, 0)  # the first rank holds what all of them noted
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
-        self.meter.restore(state["meter"])
+        self.meter.restore(state["meter"])  # on the first rank, as with the losses
 
 
 class MovingAverage:
@@ -207,7 +207,7 @@ class MovingAverage:
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval()
         self.average: list[Tensor] = []
-        self.current: list[Tensor] = []
+        self.current: list[Tensor] = []  # the network's own memory, and so always current
         for average, current in zip(tensors(self.network), tensors(network)):
             if average.is_floating_point():  # not BatchNorm's count of batches
                 self.average.append(average)
@@ -243,7 +243,7 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
         training.step += 1
         training.seconds = before + time.perf_counter() - began
         after_batch(training)  # the bar; saves when due; after Ctrl-C saves and raises Stopped
-    means = training.meter.means()  # waits until the device is done, so that the seconds are true
+    means = training.meter.means()  # waits until the device is done, so that the seconds are right
     training.seconds = before + time.perf_counter() - began
     return means
 
@@ -251,13 +251,13 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
 @torch.no_grad()
 def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
     """Test the average of the weights; mean loss and accuracy in percent."""
-    devices.broadcast_buffers(training.average.network)
+    devices.broadcast_buffers(training.average.network)  # each rank has BatchNorm statistics of its own
     meter = Meter(training.device, f"the test of epoch {training.epoch + 1}", training.lr)
     began = time.perf_counter()
     for batch in training.test_loader.batches():
         logits, losses = forward(training, training.average.network, batch)
         meter.add(logits, batch.labels, losses)
-        after_batch(training)
+        after_batch(training)  # after Ctrl-C saves, too; the resumed run begins this test anew
     means = meter.means()
     training.test_seconds = time.perf_counter() - began
     return means
@@ -266,7 +266,8 @@ def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> t
 def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits (B×classes) and losses (B) of a batch, in the precision of the run.
 
-    The loss is the same in training and test, label smoothing included, so that the two can be compared.
+    Labels are B, or B×classes where images are mixed. bfloat16 needs no scaling of the loss. The loss is the
+    same in training and test, label smoothing included, so that the two can be compared.
     """
     with training.autocast:
         logits = network(batch.images).float()
@@ -281,7 +282,7 @@ def set_lr(optimizer: SGD, lr: float) -> None:
 
 
 def warmup_factor(training: Training) -> float:
-    """What the learning rate is multiplied by at this step; it rises to 1 over the first `warmup_epochs`."""
+    """A factor on the learning rate of this step, which rises to 1 over the first `warmup_epochs`."""
     done = training.epoch * training.steps + training.step + 1
     return min(1, done / max(1, training.settings.warmup_epochs * training.steps))
 
@@ -293,13 +294,13 @@ def average_decay(training: Training) -> float:
 
 
 def seed_dropout(training: Training) -> None:
-    """Let dropout's choices follow from seed, epoch, step and rank."""
+    """Seed dropout from seed, epoch, step and rank, so that a resumed run draws the same."""
     seed = (training.settings.seed * 1_000_003 + training.epoch) * 1_000_003 + training.step
     devices.seed(training.device, (seed * 1009 + devices.rank()) & 2**63 - 1)
 
 
 def training_loader(settings: Settings, dataset: Dataset, size: int, device: torch.device) -> Loader:
-    """Batches of the training images at `size`×`size` pixels, changed as the settings say."""
+    """Batches of the training images at `size`×`size` pixels, augmented as the settings say."""
     split = dataset.train if size == data.SIZE else data.shrink(dataset.train, size)
     augmentation = Augmentation(
         flip=settings.flip,
@@ -318,7 +319,7 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
 
 
 def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> nn.Module:
-    """The network before training, its first convolution whitened if asked to."""
+    """The network before training, its first convolution whitened if the settings say so."""
     torch.manual_seed(settings.seed)
     network = model.build(settings.network, loader.classes, settings.dropout)
     if reason := model.refusal(network, data.SIZE):
