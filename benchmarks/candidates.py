@@ -12,8 +12,10 @@ import csv
 import io
 import signal
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/candidates.py
@@ -21,12 +23,13 @@ if __name__ == "__main__":
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 
 import model
 import train
 from harness import folder
 from harness.errors import Parser, UserError, one_line_errors
-from model import AdaptiveAvgPool2d, Depthwise, Network, convolution
+from model import AdaptiveAvgPool2d, Depthwise, Network, PreActivation, convolution
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "accurate.yaml"
 SHORT = ["epochs=40", "step_size=6", "average=0.998", "holdout=5000"]
@@ -100,6 +103,25 @@ class InvertedResidual(nn.Module):
         return images + inside if self.added else inside
 
 
+class GroupedPreActivation(PreActivation):
+    """A block of `accurate` whose 3×3 looks at groups of `per_group` channels, not at one. N×C×H×W."""
+
+    def __init__(self, inputs: int, outputs: int, per_group: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, stride)
+        self.first[0] = convolution(inputs, inputs, stride=stride, groups=inputs // per_group)
+        self.second[0] = convolution(outputs, outputs, groups=outputs // per_group)
+
+
+def grouped(classes: int, dropout: float, per_group: int = 8) -> Network:
+    """`accurate` with groups at 16 and 8 pixels, and fewer blocks, for groups take more weights."""
+    network = model.accurate(classes, dropout, blocks=(3, 5, 2))
+    for number, block in enumerate(network):
+        if isinstance(block, PreActivation) and block.norms[1].num_features > 32:
+            inputs, outputs = (norm.num_features for norm in block.norms)
+            network[number] = GroupedPreActivation(inputs, outputs, per_group, 1 + (inputs != outputs))
+    return network
+
+
 def moonshine(classes: int, dropout: float, per_group: int, blocks: int = 6) -> Network:
     """Moonshine's WRN-40-2 of grouped bottlenecks: `blocks` each at 32, 16 and 8 pixels."""
     layers: list[nn.Module] = [convolution(3, 16)]
@@ -127,15 +149,25 @@ def inverted(classes: int, dropout: float, expansion: int = 7) -> Network:
     return Network(*layers, *head, nn.Conv2d(160, classes, 1))
 
 
+def spared(parameters: Iterable[nn.Parameter], **options: Any) -> SGD:
+    """SGD whose weight decay spares BatchNorm (C) and depthwise filters (C×1×H×W)."""
+    weights = list(parameters)
+    small = [weight for weight in weights if weight.ndim == 1 or weight.shape[1] == 1]
+    others = [weight for weight in weights if weight.ndim > 1 and weight.shape[1] > 1]
+    return SGD([{"params": others}, {"params": small, "weight_decay": 0.0}], **options)
+
+
 DESIGNS = {
     "g8b2": partial(moonshine, per_group=8),
     "g16b2": partial(moonshine, per_group=16, blocks=5),
     "inverted-eca": inverted,
+    "accurate-grouped": grouped,
 }
 TRIALS = {
     "today": [],
     "decay-2e-4": ["weight_decay=2e-4"],
     "decay-1e-4": ["weight_decay=1e-4"],
+    "decay-spared": [],
     "smoothing-0": ["label_smoothing=0"],
     "smoothing-0.02": ["label_smoothing=0.02"],
     "cutmix-0.25": ["cutmix=0.25"],
@@ -144,6 +176,8 @@ TRIALS = {
     "colour-0.3": ["colour=0.3"],
     **{name: [f"network={name}"] for name in DESIGNS},
 }
+# The optimiser of a trial that changes more than settings.
+OPTIMIZERS = {"decay-spared": spared}
 COLUMNS = ["trial", "seed", "network", "settings", "epochs", "heldout_accuracy", "heldout_loss", "train_loss"]
 COLUMNS += ["train_accuracy", "seconds"]
 
@@ -164,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = []
         for seed in range(arguments.seeds):
             for name in names:
+                train.SGD = OPTIMIZERS.get(name, SGD)
                 run = arguments.out / f"{name}-seed{seed}"
                 changed = [*TRIALS[name], *arguments.settings]
                 new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]

@@ -109,19 +109,27 @@ def test_channel_attention_weighs_each_channel_by_itself_and_its_neighbours():
     assert (differ.abs() > 1e-4).any(0).nonzero().flatten().tolist() == [4, 5, 6]
 
 
+def test_small_weights_are_spared_weight_decay():
+    optimizer = candidates.spared(model.build("accurate").parameters(), lr=0.1, weight_decay=0.5)
+    others, small = optimizer.param_groups
+    assert (others["weight_decay"], small["weight_decay"]) == (0.5, 0)
+    assert {tuple(weight.shape[1:]) for weight in small["params"]} == {(), (1, 3, 3)}
+    assert len(others["params"]) + len(small["params"]) == len(list(model.build("accurate").parameters()))
+
+
 def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
     monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
+    monkeypatch.setattr(train, "SGD", train.SGD)
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "smoothing-0,g8b2", "--out", str(tmp_path)]
+    call += ["--only", "smoothing-0,decay-spared,g8b2", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
     out = capsys.readouterr().out
-    assert out.count("epoch   1/1") == 2 and out.count("nothing to do") == 2
+    assert out.count("epoch   1/1") == 3 and out.count("nothing to do") == 3
     head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
-    assert head.split(",") == candidates.COLUMNS and len(lines) == 2
-    assert lines[0].startswith("smoothing-0,0,accurate,label_smoothing=0 ") and lines[1].startswith(
-        "g8b2,0,g8b2"
-    )
+    assert head.split(",") == candidates.COLUMNS and len(lines) == 3
+    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-spared,0,accurate,", "g8b2,0,g8b2,")
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
     kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
     assert candidates.main(["--only", "vgg"]) == 2
