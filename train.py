@@ -164,7 +164,7 @@ class Training:
             "weights": self.average.network.state_dict(),  # which are tested and used
             "test_accuracy": self.rows[-1].test_accuracy if self.rows else None,  # of the last whole epoch
             "training": self.network.state_dict(),  # which SGD changes
-            "optimizer": self.optimizer.state_dict()["state"],  # momentum; the rest follows from the settings
+            "optimizer": self.optimizer.state_dict()["state"],  # momentum; settings give the rest
             "lr_since": self.lr_since,
             "rows": [list(row) for row in self.rows],
             "step": self.step,

@@ -103,22 +103,16 @@ class InvertedResidual(nn.Module):
         return images + inside if self.added else inside
 
 
-class GroupedPreActivation(PreActivation):
-    """A block of `accurate` whose 3×3 looks at groups of `per_group` channels, not at one. N×C×H×W."""
-
-    def __init__(self, inputs: int, outputs: int, per_group: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, stride)
-        self.first[0] = convolution(inputs, inputs, stride=stride, groups=inputs // per_group)
-        self.second[0] = convolution(outputs, outputs, groups=outputs // per_group)
-
-
 def grouped(classes: int, dropout: float, per_group: int = 8) -> Network:
-    """`accurate` with groups at 16 and 8 pixels, and fewer blocks, for groups take more weights."""
+    """`accurate` with groups at 16 and 8 pixels and fewer blocks, for groups take more weights."""
     network = model.accurate(classes, dropout, blocks=(3, 5, 2))
-    for number, block in enumerate(network):
-        if isinstance(block, PreActivation) and block.norms[1].num_features > 32:
-            inputs, outputs = (norm.num_features for norm in block.norms)
-            network[number] = GroupedPreActivation(inputs, outputs, per_group, 1 + (inputs != outputs))
+    for block in network:
+        if not isinstance(block, PreActivation):
+            continue
+        for layers in (block.first, block.second):
+            channels, stride = layers[0].in_channels, layers[0].stride[0]
+            if channels > 32:  # at 32 pixels they have 32 channels, and stay depthwise
+                layers[0] = convolution(channels, channels, stride=stride, groups=channels // per_group)
     return network
 
 

@@ -56,11 +56,9 @@ def check_network(saved: dict[str, Any], network: str, classes: list[str]) -> No
     if saved["network"] != network:
         raise UserError(f"last.pt holds {saved['network']}, config.yaml says {network}; put it right there")
     if saved["classes"] != classes:
-        known = f"{saved['network']} for {len(saved['classes'])} classes ({some(saved['classes'])})"
-        asked = f"{network} for {len(classes)} ({some(classes)})"
-        raise UserError(
-            f"last.pt holds {known}, the settings ask for {asked}; give the data it was trained on"
-        )
+        known = f"{len(saved['classes'])} classes ({some(saved['classes'])})"
+        now = f"the data has {len(classes)} ({some(classes)})"
+        raise UserError(f"last.pt knows {known}, {now}; give the data it was trained on")
 
 
 def check_data(saved: dict[str, Any], info: Info) -> None:

@@ -135,8 +135,9 @@ class RunFolder:
         try:
             self.write("config.yaml", dump(self.settings).encode())
         except OSError:
-            for name in () if self.saved else ("last.pt", "metrics.csv"):
-                (self.path / name).unlink(missing_ok=True)
+            if not self.saved:
+                for name in ("last.pt", "metrics.csv"):
+                    (self.path / name).unlink(missing_ok=True)
             raise
 
     def write_metrics(self) -> None:

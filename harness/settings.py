@@ -166,7 +166,7 @@ def of_run(path: Path, pairs: list[str], command: str) -> Settings:
     settings = build(of_begun_run(path) | read_pairs(pairs))
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and (name, command) != ("holdout", "evaluate"):
-            kept = f"a run keeps what it began with ({getattr(before, name) or 'none'})"
+            kept = f"a run keeps what it began with, {name}={getattr(before, name)}"
             raise UserError(f"{name}={getattr(settings, name)}: {kept}; start a new run for another")
     return settings
 

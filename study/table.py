@@ -51,13 +51,13 @@ def read(folder: Path) -> Study:
     path = folder / "about.yaml"
     try:
         about = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for name, kind in KINDS.items():
-            if not isinstance(about[name], kind):
-                raise ValueError(f"{name} is missing")
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no study, for about.yaml is not there") from None
-    except (yaml.YAMLError, ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: is damaged; bring back the file that the study wrote") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        about = None
+    whole = isinstance(about, dict)
+    if not whole or any(not isinstance(about.get(name), kind) for name, kind in KINDS.items()):
+        raise UserError(f"{path}: is damaged; bring back the file that the study wrote")
     return Study(about, read_runs(folder / "metrics.csv"))
 
 

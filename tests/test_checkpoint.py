@@ -87,7 +87,7 @@ def test_the_messages_name_the_data_to_give(finished):
     saved = torch.load(finished / "last.pt", weights_only=True)
     with pytest.raises(
         UserError,
-        match=r"fast for 3 classes \(cat, dog, owl\), the settings ask for fast for 2 \(cat, dog\); give",
+        match=r"last.pt knows 3 classes \(cat, dog, owl\), the data has 2 \(cat, dog\); give",
     ):
         checkpoint.check_network(saved, "fast", ["cat", "dog"])
 

@@ -53,7 +53,10 @@ def test_harness_knows_nothing_of_the_training(path):
         assert not {"train", "study", "tools", "benchmarks"} & {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+YAML = [ROOT / "config.yaml", ROOT / "study" / "about.yaml", *sorted(ROOT.glob("recipes/*.yaml"))]
+
+
+@pytest.mark.parametrize("page", PAGES + YAML, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_of_a_page_end_before_column_110(page):
     for line in page.read_text(encoding="utf-8").splitlines():
         assert len(line) <= 110 or line.startswith("|"), line

@@ -77,7 +77,8 @@ def files(words: Iterable[str]) -> Iterator[Path]:
         inside: list[Path] = []
         with suppress(OSError):  # no folder, or one that may not be read
             inside = sorted(path.iterdir())
-        yield from [file for file in inside if os.path.isfile(file) and not data.ignored(file.name)] or [path]
+        wanted = [file for file in inside if os.path.isfile(file) and not data.ignored(file.name)]
+        yield from wanted or [path]
 
 
 @torch.no_grad()
