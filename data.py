@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 SIZE = 32
@@ -83,8 +83,6 @@ class Augmentation(NamedTuple):
 
     flip: bool = False  # half of them mirrored
     crop: int = 0  # shifted by up to that many pixels, reflected at the border
-    rotate: float = 0.0  # turned by up to that many degrees
-    colour: float = 0.0  # brightness, contrast and saturation changed by up to that share
     cutout: int = 0  # a grey square of that side in pixels (DeVries and Taylor 2017)
     cutmix: float = 0.0  # share of the images with a square of another pasted in (Yun et al. 2019)
 
@@ -100,8 +98,6 @@ class Choices(NamedTuple):
     shift: Tensor  # 2×N
     mirror: Tensor
     hole: Tensor  # 2×N, centres of cutout's squares
-    angle: Tensor  # radians
-    colours: Tensor  # 3×N, factors of brightness, contrast and saturation
     mixture: Tensor  # 2×N, 0 to 1: cutmix if at least 1 - cutmix; the share of the image that stays its own
     place: Tensor  # 2×N, centres of cutmix's squares
 
@@ -559,8 +555,6 @@ class Loader:
             shift=torch.randint(0, 2 * augmentation.crop + 1, (2, n), generator=generator),
             mirror=torch.rand(n, generator=generator) < 0.5 * augmentation.flip,
             hole=torch.randint(0, self.size, (2, n), generator=generator),
-            angle=(torch.rand(n, generator=generator) * 2 - 1) * math.radians(augmentation.rotate),
-            colours=1 + (torch.rand((3, n), generator=generator) * 2 - 1) * augmentation.colour,
             mixture=torch.rand((2, n), generator=generator),
             place=torch.randint(0, self.size, (2, n), generator=generator),
         )
@@ -569,20 +563,20 @@ class Loader:
 
     def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
         """The images and labels of a batch, changed as chosen."""
-        augmentation, (top, left) = self.augmentation, chosen.shift
-        images, labels = self.windows[chosen.order, :, top, left], self.labels[chosen.order]
-        images = torch.where(chosen.mirror[:, None, None, None], images.flip(3), images).float()
-        if augmentation.colour:
-            images = recolour(images, *chosen.colours[..., None, None, None])
+        images, labels = self.crops(chosen).float(), self.labels[chosen.order]
         images.sub_(self.mean).div_(self.std)
-        if augmentation.rotate:
-            images = turn(images, chosen.angle)
-        if augmentation.cutout:
-            side = chosen.hole.new_full((1,), augmentation.cutout)
+        if self.augmentation.cutout:
+            side = chosen.hole.new_full((1,), self.augmentation.cutout)
             images.masked_fill_(squares(chosen.hole, side, self.size), 0)
-        if augmentation.cutmix:
+        if self.augmentation.cutmix:
             images, labels = self.mixed(images, labels, chosen)
         return images, labels
+
+    def crops(self, chosen: Choices) -> Tensor:
+        """The images of a batch as they were read (B×3×32×32, uint8), shifted, and mirrored or not."""
+        top, left = chosen.shift
+        images = self.windows[chosen.order, :, top, left]
+        return torch.where(chosen.mirror[:, None, None, None], images.flip(3), images)
 
     def mixed(self, images: Tensor, labels: Tensor, chosen: Choices) -> tuple[Tensor, Tensor]:
         """Images, some with a square of the one before them pasted in, and their shares of classes."""
@@ -599,26 +593,6 @@ def squares(centre: Tensor, side: Tensor, size: int) -> Tensor:
     offset = torch.arange(size, device=centre.device) - centre[:, :, None]
     rows, columns = (2 * offset >= -side[..., None]) & (2 * offset < side[..., None])
     return (rows[:, :, None] & columns[:, None, :])[:, None]
-
-
-def recolour(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Images (B×3×H×W, 0 to 255), each with factors of its own (B×1×1×1).
-
-    As torchvision's adjust_brightness, adjust_contrast and adjust_saturation do it for one image.
-    """
-    images = (images * brightness).clamp_(0, 255)
-    grey = rgb_to_grayscale(images)
-    images = torch.lerp(grey.mean((1, 2, 3), keepdim=True), images, contrast).clamp_(0, 255)
-    return torch.lerp(rgb_to_grayscale(images), images, saturation).clamp_(0, 255)
-
-
-def turn(images: Tensor, angle: Tensor) -> Tensor:
-    """Images (B×3×H×W), each turned about its centre by its angle (B, radians), the border reflected."""
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    rows = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
-    turned = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    return turned.contiguous(memory_format=torch.channels_last)
 
 
 SOURCES = {"cifar10": cifar10, "folder": folder, "synthetic": synthetic}

@@ -305,8 +305,6 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
     augmentation = Augmentation(
         flip=settings.flip,
         crop=settings.crop,
-        rotate=settings.rotate,
-        colour=settings.colour,
         cutout=settings.cutout,
         cutmix=settings.cutmix,
     ).scaled(size / data.SIZE)

@@ -13,15 +13,19 @@ ADDED = {
     "small_epochs": "0",
     "small_size": "24",
     "tensorboard": "false",
-    "rotate": "0",
-    "colour": "0",
     "cutmix": "0",
     "weights": "",
     "holdout": "0",
     "leave_out": "0",
 }
 # Settings that are gone, and the values with which a run can go on.
-RETIRED = {"plain_epochs": ("", "0"), "mixup": ("0", "0.0"), "sync_batchnorm": ("false",)}
+RETIRED = {
+    "plain_epochs": ("", "0"),
+    "mixup": ("0", "0.0"),
+    "rotate": ("0", "0.0"),
+    "colour": ("0", "0.0"),
+    "sync_batchnorm": ("false",),
+}
 RENAMED = {("compile", "auto"): "off", ("device", "mps"): "auto"}  # values that are gone
 
 

@@ -63,8 +63,6 @@ class Settings:
 
     flip: Annotated[bool, tuple(SWITCH)]
     crop: Annotated[int, "[0, 16]"]
-    rotate: Annotated[float, "[0, 180]"]
-    colour: Annotated[float, "[0, 1]"]
     cutout: Annotated[int, "[0, 32]"]
     cutmix: Annotated[float, "[0, 1]"]
     small_epochs: Annotated[int | None, "[0, inf)"]

@@ -11,6 +11,7 @@ import torch
 import model
 import train
 from benchmarks import candidates, gpu, throughput, time_to_accuracy
+from data import Info, Split
 from harness import settings as configuration
 
 
@@ -117,18 +118,32 @@ def test_small_weights_are_spared_weight_decay():
     assert len(others["params"]) + len(small["params"]) == len(list(model.build("accurate").parameters()))
 
 
+@pytest.mark.parametrize("name", candidates.CHANGES)
+def test_training_images_are_changed_each_by_itself_and_test_images_are_not(name):
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(64, 3, 32, 32)
+    split = Split(images, torch.zeros(64, dtype=torch.long))
+    info = Info("one image", ["0"], [0.0] * 3, [1 / 255] * 3, 64, 64, "test")
+    torch.manual_seed(0)
+    for seed, least, most in ((None, 1, 1), (0, 20, 64)):
+        loader = candidates.ChangedLoader(candidates.CHANGES[name], split, info, 64, seed=seed)
+        batch = next(loader.batches()).images
+        assert least <= len(batch.unique(dim=0)) <= most
+        assert batch.shape == (64, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
     monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
     monkeypatch.setattr(train, "SGD", train.SGD)
+    monkeypatch.setattr(train, "Loader", train.Loader)
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "smoothing-0,decay-spared,g8b2", "--out", str(tmp_path)]
+    call += ["--only", "smoothing-0,decay-spared,autoaugment,g8b2", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
     out = capsys.readouterr().out
-    assert out.count("epoch   1/1") == 3 and out.count("nothing to do") == 3
+    assert out.count("epoch   1/1") == 4 and out.count("nothing to do") == 4
     head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
-    assert head.split(",") == candidates.COLUMNS and len(lines) == 3
-    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-spared,0,accurate,", "g8b2,0,g8b2,")
+    assert head.split(",") == candidates.COLUMNS and len(lines) == 4
+    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-spared,0,", "autoaugment,0,", "g8b2,0,")
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
     kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)

@@ -1,5 +1,4 @@
 import errno
-import math
 import os
 import shutil
 import sys
@@ -11,7 +10,6 @@ from conftest import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
-from torchvision.transforms.v2 import functional
 
 import data
 from data import Augmentation, DataError, Info, Loader, Split
@@ -77,7 +75,7 @@ def test_images_of_low_loss_are_left_out():
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
-    options = dict(flip=True, crop=4, rotate=20, colour=0.3, cutout=8, cutmix=0.4)
+    options = dict(flip=True, crop=4, cutout=8, cutmix=0.4)
     split = gradient_split()
     first = list(loader(split, seed=3, **options).batches(5))
     again = list(loader(split, seed=3, **options).batches(5, start=2))
@@ -113,18 +111,6 @@ def test_every_image_has_its_own_crop_mirror_and_cutout():
         holes = images[:, 0] == 0
         assert holes.sum((1, 2)).max() == side * side and holes.any((1, 2)).all()
         assert len({hole.numpy().tobytes() for hole in holes}) > 200
-
-
-def test_colour_and_rotation_are_torchvisions_for_each_image_by_itself():
-    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
-    factors = torch.tensor([[0.6, 0.9, 1.0, 1.2, 1.4], [1.3, 1.0, 0.7, 0.8, 1.4], [0.5, 1.5, 1.0, 0.0, 1.2]])
-    got = data.recolour(images.clone(), *factors[..., None, None, None])
-    for image, result, (brightness, contrast, saturation) in zip(images / 255, got / 255, factors.T.tolist()):
-        image = functional.adjust_contrast(functional.adjust_brightness(image, brightness), contrast)
-        assert torch.allclose(result, functional.adjust_saturation(image, saturation), atol=1e-5)
-    quarters = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]) * math.pi
-    for image, result, times in zip(images, data.turn(images, quarters), range(5)):
-        assert torch.allclose(result, image.rot90(times, (1, 2)), atol=0.1)
 
 
 def test_mixed_labels_are_the_shares_of_the_pixels():

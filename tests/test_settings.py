@@ -99,7 +99,6 @@ def test_each_recipe_names_its_network_and_only_what_differs(recipe):
         ("momentum=0", "nesterov"),
         ("holdout=-1", "holdout"),
         ("step_size=0", "step_size"),
-        ("rotate=200", "rotate"),
         ("cutmix=1.5", "cutmix"),
         ("cutmix=-1", "cutmix"),
     ],

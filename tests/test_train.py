@@ -536,7 +536,8 @@ def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments,
     config = tmp_path / "run" / "config.yaml"
     lines = [line for line in config.read_text().splitlines() if "leave_out" not in line]
     lines = ["compile: auto" if line.startswith("compile") else line for line in lines]
-    config.write_text("\n".join([*lines, "plain_epochs: 0", "mixup: 0.0", "sync_batchnorm: false"]))
+    gone = ["plain_epochs: 0", "mixup: 0.0", "rotate: 0.0", "colour: 0.0", "sync_batchnorm: false"]
+    config.write_text("\n".join(lines + gone))
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
     config.write_text(config.read_text() + "plain_epochs: 3\n")
