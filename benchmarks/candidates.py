@@ -12,7 +12,7 @@ import csv
 import io
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 import model
 import train
 from data import Choices, Loader
-from harness import folder
+from harness import devices, folder
 from harness.errors import Parser, UserError, one_line_errors
 from model import AdaptiveAvgPool2d, Depthwise, Network, PreActivation, convolution
 
@@ -172,6 +172,30 @@ class ChangedLoader(Loader):
         return changed.contiguous(memory_format=torch.channels_last)
 
 
+class TaughtLoader(Loader):
+    """A loader whose training labels are half what trained networks say of the same changed images.
+
+    After Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), without a temperature.
+    """
+
+    def __init__(self, teachers: Sequence[Path], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.device = self.labels.device
+        self.teachers = [model.load(path).to(self.device) for path in teachers]
+
+    @torch.no_grad()
+    def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
+        images, labels = super().cut(chosen)
+        if self.seed is None:  # test images
+            return images, labels
+        pixels = (images * self.std + self.mean) / 255
+        with devices.autocast(self.device, "auto"):
+            said = [teacher(pixels).float().softmax(1) for teacher in self.teachers]
+        if labels.ndim == 1:
+            labels = F.one_hot(labels, self.classes).float()
+        return images, labels.lerp(torch.stack(said).mean(0), 0.5)
+
+
 GREY = [125, 123, 114]  # the mean of CIFAR-10, for pixels that come from outside the image
 CHANGES = {
     "rotate-15": v2.RandomRotation(15, v2.InterpolationMode.BILINEAR, fill=GREY),
@@ -204,11 +228,14 @@ TRIALS = {
     "colour-0.3": [],
     "erasing": ["cutout=0"],
     "autoaugment": [],
+    "taught-by-one": [],
+    "taught-by-two": [],
     **{name: [f"network={name}"] for name in DESIGNS},
     "g8b2-published": PUBLISHED,
 }
-# The optimiser of a trial that changes more than settings.
+# What is changed beside settings. Teachers are trials with the same seed, so with the same images held out.
 OPTIMIZERS = {"decay-spared": spared}
+TEACHERS = {"taught-by-one": ["today"], "taught-by-two": ["today", "g8b2"]}
 COLUMNS = ["trial", "seed", "network", "settings", "epochs", "heldout_accuracy", "heldout_loss", "train_loss"]
 COLUMNS += ["train_accuracy", "seconds"]
 
@@ -230,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(arguments.seeds):
             for name in names:
                 train.SGD = OPTIMIZERS.get(name, SGD)
-                train.Loader = partial(ChangedLoader, CHANGES[name]) if name in CHANGES else Loader
+                train.Loader = loader(name, seed, arguments.out)
                 run = arguments.out / f"{name}-seed{seed}"
                 changed = [*TRIALS[name], *arguments.settings]
                 new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]
@@ -241,6 +268,19 @@ def main(argv: list[str] | None = None) -> int:
                 folder.write_whole(arguments.out / "trials.csv", as_csv(rows).encode())
         print(as_csv(rows), end="")
     return outcome.code
+
+
+def loader(name: str, seed: int, out: Path) -> Callable[..., Loader]:
+    """What makes the batches of a trial. UserError if a teacher is not there."""
+    if name in CHANGES:
+        return partial(ChangedLoader, CHANGES[name])
+    if name not in TEACHERS:
+        return Loader
+    teachers = [out / f"{teacher}-seed{seed}" / "last.pt" for teacher in TEACHERS[name]]
+    for path in teachers:
+        if not path.exists():
+            raise UserError(f"{path}: is not there; the teachers of {name} must be trained before")
+    return partial(TaughtLoader, teachers)
 
 
 def row(name: str, seed: int, changed: list[str], run: Path) -> list[str]:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import data
 import model
 import train
 from benchmarks import candidates, gpu, throughput, time_to_accuracy
-from data import Info, Split
 from harness import settings as configuration
 
 
@@ -121,14 +121,29 @@ def test_small_weights_are_spared_weight_decay():
 @pytest.mark.parametrize("name", candidates.CHANGES)
 def test_training_images_are_changed_each_by_itself_and_test_images_are_not(name):
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(64, 3, 32, 32)
-    split = Split(images, torch.zeros(64, dtype=torch.long))
-    info = Info("one image", ["0"], [0.0] * 3, [1 / 255] * 3, 64, 64, "test")
+    split = data.Split(images, torch.zeros(64, dtype=torch.long))
+    info = data.Info("one image", ["0"], [0.0] * 3, [1 / 255] * 3, 64, 64, "test")
     torch.manual_seed(0)
     for seed, least, most in ((None, 1, 1), (0, 20, 64)):
         loader = candidates.ChangedLoader(candidates.CHANGES[name], split, info, 64, seed=seed)
         batch = next(loader.batches()).images
         assert least <= len(batch.unique(dim=0)) <= most
         assert batch.shape == (64, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_labels_are_half_what_the_teachers_say_of_the_changed_images(finished):
+    found = data.load("folder", configuration.read_run(finished).data_dir)
+    augmentation = data.Augmentation(flip=True, crop=4, cutout=8, cutmix=0.5)
+    options = dict(augmentation=augmentation, seed=0)
+    teacher = model.load(finished / "last.pt")
+    taught = candidates.TaughtLoader([finished / "last.pt"] * 2, found.train, found.info, 21, **options)
+    plain = next(data.Loader(found.train, found.info, 21, **options).batches())
+    batch = next(taught.batches())
+    assert torch.equal(batch.images, plain.images)
+    said = teacher.network(batch.images).softmax(1)
+    assert torch.allclose(batch.labels, (plain.labels + said) / 2, atol=0.01)
+    tests = candidates.TaughtLoader([], found.test, found.info, 12)
+    assert torch.equal(next(tests.batches()).labels, found.test.labels)
 
 
 def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
@@ -149,3 +164,5 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
     assert candidates.main(["--only", "vgg"]) == 2
     assert "vgg: choose from today" in capsys.readouterr().err
+    assert candidates.main([*call, "--only", "taught-by-two"]) == 2
+    assert "today-seed0" in capsys.readouterr().err
