@@ -228,9 +228,9 @@ TRIALS = {
     "colour-0.3": [],
     "erasing": ["cutout=0"],
     "autoaugment": [],
+    **{name: [f"network={name}"] for name in DESIGNS},
     "taught-by-one": [],
     "taught-by-two": [],
-    **{name: [f"network={name}"] for name in DESIGNS},
     "g8b2-published": PUBLISHED,
 }
 # What is changed beside settings. Teachers are trials with the same seed, so with the same images held out.
