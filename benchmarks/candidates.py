@@ -6,6 +6,7 @@
 A trial is recipes/accurate.yaml with one thing changed; the learning rate falls as often as in the recipe.
 Called again, it goes on where it was stopped, with the settings then given. --out gets the run folders and
 trials.csv, a row for each trial that came to its end; what was tried before is in results/trials.csv.
+`g8b2-published` is another recipe as a whole: 200 epochs, scored on the test images.
 """
 
 import csv
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for python benchmarks/candidates.py
@@ -157,7 +158,8 @@ def spared(parameters: Iterable[nn.Parameter], **options: Any) -> SGD:
 class ChangedLoader(Loader):
     """A loader whose training images go through a transform of torchvision, each by itself.
 
-    torch's own random numbers decide, which a step of the training seeds for the batch after it.
+    torch's own random numbers decide, which a step of the training seeds for the batch after it; so the first
+    batch after going on is changed otherwise than it would have been.
     """
 
     def __init__(self, change: v2.Transform, *arguments: Any, **options: Any) -> None:
@@ -196,19 +198,24 @@ class TaughtLoader(Loader):
         return images, labels.lerp(torch.stack(said).mean(0), 0.5)
 
 
-GREY = [125, 123, 114]  # the mean of CIFAR-10, for pixels that come from outside the image
-CHANGES = {
-    "rotate-15": v2.RandomRotation(15, v2.InterpolationMode.BILINEAR, fill=GREY),
-    "colour-0.3": v2.ColorJitter(0.3, 0.3, 0.3),
-    "erasing": v2.RandomErasing(value=GREY),
-    "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=GREY),
-}
 DESIGNS = {
     "g8b2": partial(moonshine, per_group=8),
     "g16b2": partial(moonshine, per_group=16, blocks=5),
     "inverted-eca": inverted,
     "accurate-grouped": grouped,
 }
+
+
+class Trial(NamedTuple):
+    """What a trial changes."""
+
+    settings: Sequence[str] = ()
+    optimizer: Callable[..., SGD] = SGD
+    change: v2.Transform | None = None  # of each training image
+    teachers: Sequence[str] = ()  # trials; those with the same seed have the same images held out
+
+
+GREY = [125, 123, 114]  # the mean of CIFAR-10, for pixels that come from outside the image
 # How Moonshine trained g8b2: 93.25% on the original images. The rate falls a last time at epoch 160, not 180:
 # stop there and go on with step_size=53.
 PUBLISHED = [
@@ -216,26 +223,23 @@ PUBLISHED = [
     *["nesterov=false", "label_smoothing=0", "average=0", "cutout=0", "cutmix=0", "holdout=0"],
 ]
 TRIALS = {
-    "today": [],
-    "decay-2e-4": ["weight_decay=2e-4"],
-    "decay-1e-4": ["weight_decay=1e-4"],
-    "decay-spared": [],
-    "smoothing-0": ["label_smoothing=0"],
-    "smoothing-0.02": ["label_smoothing=0.02"],
-    "cutmix-0.25": ["cutmix=0.25"],
-    "cutmix-0": ["cutmix=0"],
-    "rotate-15": [],
-    "colour-0.3": [],
-    "erasing": ["cutout=0"],
-    "autoaugment": [],
-    **{name: [f"network={name}"] for name in DESIGNS},
-    "taught-by-one": [],
-    "taught-by-two": [],
-    "g8b2-published": PUBLISHED,
+    "today": Trial(),
+    "decay-2e-4": Trial(["weight_decay=2e-4"]),
+    "decay-1e-4": Trial(["weight_decay=1e-4"]),
+    "decay-spared": Trial(optimizer=spared),
+    "smoothing-0": Trial(["label_smoothing=0"]),
+    "smoothing-0.02": Trial(["label_smoothing=0.02"]),
+    "cutmix-0.25": Trial(["cutmix=0.25"]),
+    "cutmix-0": Trial(["cutmix=0"]),
+    "rotate-15": Trial(change=v2.RandomRotation(15, v2.InterpolationMode.BILINEAR, fill=GREY)),
+    "colour-0.3": Trial(change=v2.ColorJitter(0.3, 0.3, 0.3)),
+    "erasing": Trial(["cutout=0"], change=v2.RandomErasing(value=GREY)),
+    "autoaugment": Trial(change=v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=GREY)),
+    **{name: Trial([f"network={name}"]) for name in DESIGNS},
+    "taught-by-one": Trial(teachers=["today"]),
+    "taught-by-two": Trial(teachers=["today", "g8b2"]),
+    "g8b2-published": Trial(PUBLISHED),
 }
-# What is changed beside settings. Teachers are trials with the same seed, so with the same images held out.
-OPTIMIZERS = {"decay-spared": spared}
-TEACHERS = {"taught-by-one": ["today"], "taught-by-two": ["today", "g8b2"]}
 COLUMNS = ["trial", "seed", "network", "settings", "epochs", "heldout_accuracy", "heldout_loss", "train_loss"]
 COLUMNS += ["train_accuracy", "seconds"]
 
@@ -256,10 +260,9 @@ def main(argv: list[str] | None = None) -> int:
         rows = []
         for seed in range(arguments.seeds):
             for name in names:
-                train.SGD = OPTIMIZERS.get(name, SGD)
-                train.Loader = loader(name, seed, arguments.out)
-                run = arguments.out / f"{name}-seed{seed}"
-                changed = [*TRIALS[name], *arguments.settings]
+                trial, run = TRIALS[name], arguments.out / f"{name}-seed{seed}"
+                train.SGD, train.Loader = trial.optimizer, loader(trial, seed, arguments.out)
+                changed = [*trial.settings, *arguments.settings]
                 new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]
                 old = ["--resume", str(run), *arguments.settings]
                 if code := train.main(old if run.exists() else new):
@@ -270,16 +273,16 @@ def main(argv: list[str] | None = None) -> int:
     return outcome.code
 
 
-def loader(name: str, seed: int, out: Path) -> Callable[..., Loader]:
+def loader(trial: Trial, seed: int, out: Path) -> Callable[..., Loader]:
     """What makes the batches of a trial. UserError if a teacher is not there."""
-    if name in CHANGES:
-        return partial(ChangedLoader, CHANGES[name])
-    if name not in TEACHERS:
+    if trial.change:
+        return partial(ChangedLoader, trial.change)
+    if not trial.teachers:
         return Loader
-    teachers = [out / f"{teacher}-seed{seed}" / "last.pt" for teacher in TEACHERS[name]]
+    teachers = [out / f"{teacher}-seed{seed}" / "last.pt" for teacher in trial.teachers]
     for path in teachers:
         if not path.exists():
-            raise UserError(f"{path}: is not there; the teachers of {name} must be trained before")
+            raise UserError(f"{path}: is not there; teachers must be trained before their pupils")
     return partial(TaughtLoader, teachers)
 
 
