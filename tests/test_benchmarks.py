@@ -151,9 +151,19 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
     monkeypatch.setattr(train, "SGD", train.SGD)
     monkeypatch.setattr(train, "Loader", train.Loader)
+    used = []
+
+    def main(words, main=train.main):
+        used.append((train.SGD, getattr(train.Loader, "func", train.Loader)))
+        return main(words)
+
+    monkeypatch.setattr(train, "main", main)
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
     call += ["--only", "smoothing-0,decay-spared,autoaugment,g8b2", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
+    plain = (torch.optim.SGD, data.Loader)
+    changed = (torch.optim.SGD, candidates.ChangedLoader)
+    assert used == [plain, (candidates.spared, data.Loader), changed, plain] * 2
     out = capsys.readouterr().out
     assert out.count("epoch   1/1") == 4 and out.count("nothing to do") == 4
     head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
