@@ -2,6 +2,7 @@
 
     python -m benchmarks.throughput                      # every network
     python -m benchmarks.throughput fast s8 batch_size=128
+    python -m benchmarks.throughput accurate weights=results/accurate/weights.pt
 
 For each network: (a) our batches alone; (b) torchvision's usual pipeline alone (PIL images, RandomCrop,
 RandomHorizontalFlip, ToTensor, Normalize, DataLoader with 2 workers, batches of 128); (c) the training
@@ -32,7 +33,7 @@ from torchvision import transforms
 
 import data
 import model
-from harness import devices
+from harness import checkpoint, devices
 from harness import settings as configuration
 from harness.errors import Parser, one_line_errors
 from train import Training, train_epoch
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         pairs = [word for word in words if "=" in word]
         names = [word for word in words if "=" not in word] or list(model.NETWORKS)
         chosen = [configuration.read([*pairs, f"network={name}", "small_epochs=0"]) for name in names]
+        device = devices.pick(chosen[0].device)  # before torch's threads start; the same for all
         dataset = random_images()
         peer = DataLoader(Pictures(dataset.train), batch_size=128, shuffle=True, num_workers=2)
         threads = torch.get_num_threads()
@@ -82,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{'network':<18}" + "".join(f"{title:>14}" for title in titles))
         ours = theirs = None
         for settings in chosen:
-            training = Training(settings, dataset, devices.pick(settings.device))
+            training = Training(settings, dataset, device)
+            if settings.weights:
+                checkpoint.start_from([training.network], Path(settings.weights), training.info.classes)
             if ours is None:  # these two are the same for every network
                 ours, theirs = medians([partial(batches, training), partial(torchvisions, peer)], 1.5)
             parts = [partial(part, training) for part in (one_batch, loop, convolutions)]

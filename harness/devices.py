@@ -31,6 +31,7 @@ def pick(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         keep_memory()
+        flush_denormals()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(f"device={name}: torch finds none on this machine; use device=auto or device=cpu")
@@ -52,6 +53,15 @@ def keep_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3); 32 MiB is the most it takes
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
         ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
+
+
+def flush_denormals() -> None:
+    """Take numbers below 1e-38 for 0, in this thread and those it starts from here on, so before torch's own.
+
+    Weight decay brings channels that a network does not use down to such numbers, which slow many CPUs down:
+    on a Xeon a step of the trained `accurate` took 2.5 times as long as one of a fresh network.
+    """
+    torch.set_flush_denormal(True)
 
 
 def describe(device: torch.device) -> str:

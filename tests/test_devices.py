@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from conftest import FILES, settings_of_run
-from soak import launch
+from soak import ROOT, launch
 from torch import nn
 
 import train
@@ -201,6 +202,17 @@ def test_freed_memory_is_kept_for_the_next_step():
             libc.free(memory)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     assert faults[2] - faults[0] < 100
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot take tiny numbers for 0")
+def test_tiny_numbers_are_taken_for_zero_by_all_threads():
+    code = """import torch
+from harness import devices
+devices.pick("cpu")
+tiny = torch.ones(2**22, dtype=torch.int32).view(torch.float32)
+print((tiny * 1.0).view(torch.int32).count_nonzero().item())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "0\n", done.stderr
 
 
 @pytest.mark.skipif(windows, reason="needs POSIX signals")
