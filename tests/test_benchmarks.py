@@ -34,6 +34,22 @@ def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeyp
     assert time_to_accuracy.main([*pairs, "lr=x", "--each", ""]) == 2
 
 
+def test_throughput_is_that_of_the_weights_named(finished, monkeypatch, capsys):
+    def look(parts, seconds):
+        network = parts[0].args[0].network  # of its Training
+        found.append(torch.equal(network[0].weight, saved["weights"]["0.weight"]))
+        return [1.0] * len(parts)
+
+    found, weights = [], finished / "best.pt"
+    saved = torch.load(weights)
+    monkeypatch.setattr(throughput, "IMAGES", 40)
+    monkeypatch.setattr(throughput, "medians", look)
+    assert throughput.main([saved["network"], f"weights={weights}", "device=cpu"]) == 0
+    assert found == [True, True]
+    assert throughput.main(["s8", f"weights={weights}", "device=cpu"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_bad_input_gets_one_line(tmp_path, capsys):
     for call, words in (
         (lambda: throughput.main(["s9"]), "s9"),
