@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table for the networks named, or for all."""
     parser = Parser(__doc__)
     parser.add_argument("words", nargs="*", metavar="network | name=value")
-    with one_line_errors(model.NetworkError) as outcome:
+    with one_line_errors() as outcome:
         words = parser.parse_args(argv).words
         pairs = [word for word in words if "=" in word]
         names = [word for word in words if "=" not in word] or list(model.NETWORKS)

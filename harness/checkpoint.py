@@ -85,10 +85,16 @@ def some(names: list[str]) -> str:
 
 
 def start_from(networks: list[nn.Module], path: Path, classes: list[str]) -> None:
-    """Give networks the weights of a trained one, for other classes not those of its last layer."""
+    """Give networks the weights of a trained one, for other classes not those of its last layer.
+
+    UserError if those of another network.
+    """
     saved = load(path)
     same = saved["classes"] == classes
     for network in networks:
-        model.load_weights(network, saved["weights"], last_layer=same)
+        try:
+            model.load_weights(network, saved["weights"], last_layer=same)
+        except model.NetworkError as error:
+            raise UserError(f"weights={path}: {error}") from None
     other = f"all but the last layer, for {len(classes)} other classes than its {len(saved['classes'])}"
     say(f"weights   {path}: {'all layers' if same else other}")
