@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import model
@@ -286,6 +287,15 @@ def test_the_shipped_weights_are_those_of_the_published_run():
     saved = checkpoint.load(SHIPPED)
     assert (saved["network"], round(saved["test_accuracy"], 3)) == ("accurate", figures("accurate")[0])
     assert model.load(SHIPPED).classes[:2] == ["airplane", "automobile"]
+
+
+def test_the_page_of_accurate_counts_the_channels_that_sleep():
+    page, weights = text("docs/accurate.md"), list(checkpoint.load(SHIPPED)["weights"].values())
+    depthwise = [weight.flatten(1).norm(dim=1) for weight in weights if weight.shape[1:] == (1, 3, 3)]
+    asleep = torch.cat(depthwise) < 0.001
+    assert f"{asleep.sum():,} of the {len(asleep):,} depthwise filters" in page
+    every = torch.cat([weight.flatten() for weight in weights if weight.ndim == 4])
+    assert f"{100 * (every.abs() < 0.0001).float().mean():.0f}% of all weights are below 0.0001" in page
 
 
 @pytest.mark.parametrize(
