@@ -298,6 +298,14 @@ def test_the_page_of_accurate_counts_the_channels_that_sleep():
     assert f"{100 * (every.abs() < 0.0001).float().mean():.0f}% of all weights are below 0.0001" in page
 
 
+def test_the_page_of_accurate_compares_two_weight_decays_after_equal_epochs():
+    runs = [ROOT / "unfinished/accurate-decay-1e-4", RUNS["accurate"]]
+    lower, higher = (folder.read_metrics(run / "metrics.csv")[20] for run in runs)
+    assert lower.lr == higher.lr == 0.2
+    found = f"{lower.test_accuracy:.2f}%, and not {higher.test_accuracy:.2f}% (one seed)"
+    assert f"after 21 epochs, all of them at learning rate 0.2, is {found}" in text("docs/accurate.md")
+
+
 @pytest.mark.parametrize(
     "kind, start", [("from-eight", "| from the weights of `eight`"), ("scratch", "| fresh weights")]
 )
