@@ -135,16 +135,19 @@ def moonshine(classes: int, dropout: float, per_group: int, blocks: int = 6) -> 
     return Network(*layers)
 
 
-def inverted(classes: int, dropout: float, expansion: int = 7) -> Network:
-    """Inverted residuals with channel attention: 2, 4 and 3 at 32, 16 and 8 pixels."""
-    layers: list[nn.Module] = [convolution(3, 16), nn.BatchNorm2d(16)]
+def inverted(classes: int, dropout: float) -> Network:
+    """Inverted residuals with channel attention: two without expansion at 32 pixels, 4 at 16, 6 at 8.
+
+    The layout of emphity1/tesi-laurea (76,602 parameters, 93.2% on the original images), wider.
+    """
+    layers: list[nn.Module] = [convolution(3, 16), nn.BatchNorm2d(16), nn.SiLU()]
     inputs = 16
-    for stage, (width, count) in enumerate(((16, 2), (28, 4), (58, 3))):
+    for expansion, width, count, stride in ((1, 20, 2, 1), (6, 27, 4, 2), (8, 35, 4, 2), (8, 42, 2, 1)):
         for number in range(count):
-            layers.append(InvertedResidual(inputs, width, expansion, 2 if stage and number == 0 else 1))
+            layers.append(InvertedResidual(inputs, width, expansion, stride if number == 0 else 1))
             inputs = width
-    head = [convolution(inputs, 160, 1), nn.BatchNorm2d(160), nn.SiLU(), AdaptiveAvgPool2d()]
-    return Network(*layers, *head, nn.Conv2d(160, classes, 1))
+    head = [convolution(inputs, 116, 1), nn.BatchNorm2d(116), nn.SiLU(), AdaptiveAvgPool2d()]
+    return Network(*layers, *head, nn.Conv2d(116, classes, 1))
 
 
 def spared(parameters: Iterable[nn.Parameter], **options: Any) -> SGD:
