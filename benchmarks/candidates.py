@@ -3,7 +3,7 @@
     python -m benchmarks.candidates dataset=folder data_dir=DIR                        # one after another
     python -m benchmarks.candidates --only today,smoothing-0 --seeds 2 dataset=folder data_dir=DIR
 
-A trial is recipes/accurate.yaml with one thing changed; the learning rate falls as often as in the recipe.
+A trial is recipes/accurate.yaml with one thing changed; the learning rate halves every six epochs.
 Called again, it goes on where it was stopped, with the settings then given. --out gets the run folders and
 trials.csv, a row for each trial that came to its end; what was tried before is in results/trials.csv.
 `g8b2-published` is another recipe as a whole: 200 epochs, scored on the test images.
@@ -223,12 +223,14 @@ GREY = [125, 123, 114]  # the mean of CIFAR-10, for pixels that come from outsid
 # stop there and go on with step_size=53.
 PUBLISHED = [
     *["network=g8b2", "whiten=false", "epochs=200", "lr=0.1", "gamma=0.2", "step_size=60", "warmup_epochs=0"],
-    *["nesterov=false", "label_smoothing=0", "average=0", "cutout=0", "cutmix=0", "holdout=0"],
+    *["nesterov=false", "weight_decay=5e-4", "label_smoothing=0", "average=0", "cutout=0", "cutmix=0"],
+    "holdout=0",
 ]
 TRIALS = {
     "today": Trial(),
+    "decay-5e-4": Trial(["weight_decay=5e-4"]),
     "decay-2e-4": Trial(["weight_decay=2e-4"]),
-    "decay-1e-4": Trial(["weight_decay=1e-4"]),
+    "decay-5e-5": Trial(["weight_decay=5e-5"]),
     "decay-spared": Trial(optimizer=spared),
     "smoothing-0": Trial(["label_smoothing=0"]),
     "smoothing-0.02": Trial(["label_smoothing=0.02"]),

@@ -59,7 +59,7 @@ def flush_denormals() -> None:
     """Take numbers below 1e-38 for 0, in this thread and those it starts from here on, so before torch's own.
 
     Weight decay brings channels that a network does not use down to such numbers, which slow many CPUs down:
-    on a Xeon a step of the trained `accurate` took 2.5 times as long as one of a fresh network.
+    on a Xeon, after 300 epochs with weight decay 5e-4, a step of `accurate` took 2.5 times as long.
     """
     torch.set_flush_denormal(True)
 
