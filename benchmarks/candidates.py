@@ -159,10 +159,11 @@ def spared(parameters: Iterable[nn.Parameter], **options: Any) -> SGD:
 
 
 class ChangedLoader(Loader):
-    """A loader whose training images go through a transform of torchvision, each by itself.
+    """A loader whose training images go through a transform of torchvision, four at a time.
 
-    torch's own random numbers decide, which a step of the training seeds for the batch after it; so the first
-    batch after going on is changed otherwise than it would have been.
+    AutoAugment takes 9 ms for a batch of 128 so, and 29 ms image by image (two cores of a Zen 4). torch's own
+    random numbers decide, which a step of the training seeds for the batch after it; so the first batch after
+    going on is changed otherwise than it would have been.
     """
 
     def __init__(self, change: v2.Transform, *arguments: Any, **options: Any) -> None:
@@ -173,7 +174,7 @@ class ChangedLoader(Loader):
         images = super().crops(chosen)
         if self.seed is None:  # test images
             return images
-        changed = torch.cat([self.change(image) for image in images.split(1)])
+        changed = torch.cat([self.change(four) for four in images.split(4)])
         return changed.contiguous(memory_format=torch.channels_last)
 
 
@@ -214,7 +215,7 @@ class Trial(NamedTuple):
 
     settings: Sequence[str] = ()
     optimizer: Callable[..., SGD] = SGD
-    change: v2.Transform | None = None  # of each training image
+    change: v2.Transform | None = None  # of the training images
     teachers: Sequence[str] = ()  # trials; those with the same seed have the same images held out
 
 
