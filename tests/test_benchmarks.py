@@ -190,6 +190,6 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
     assert candidates.main(["--only", "vgg"]) == 2
-    assert "vgg: choose from today" in capsys.readouterr().err
+    assert "vgg: choose from recipe" in capsys.readouterr().err
     assert candidates.main([*call, "--only", "taught-by-two"]) == 2
-    assert "today-seed0" in capsys.readouterr().err
+    assert "recipe-seed0" in capsys.readouterr().err
