@@ -28,6 +28,8 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
+from autoaugment import AutoAugment
+
 SIZE = 32
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
 TEST_NAMES = ("val", "valid", "validation")  # what others call test/
@@ -83,6 +85,7 @@ class Augmentation(NamedTuple):
 
     flip: bool = False  # half of them mirrored
     crop: int = 0  # shifted by up to that many pixels, reflected at the border
+    autoaugment: bool = False  # moved, turned, and their colours changed (Cubuk et al. 2019)
     cutout: int = 0  # a grey square of that side in pixels (DeVries and Taylor 2017)
     cutmix: float = 0.0  # share of the images with a square of another pasted in (Yun et al. 2019)
 
@@ -100,6 +103,7 @@ class Choices(NamedTuple):
     hole: Tensor  # 2×N, centres of cutout's squares
     mixture: Tensor  # 2×N, 0 to 1: cutmix if at least 1 - cutmix; the share of the image that stays its own
     place: Tensor  # 2×N, centres of cutmix's squares
+    changes: Tensor  # 5×N, 0 to 1, for AutoAugment
 
 
 def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Dataset:
@@ -519,6 +523,7 @@ class Loader:
             value.expand(1, 3, self.size, self.size).contiguous(memory_format=torch.channels_last)
             for value in values
         )
+        self.autoaugment = AutoAugment([255 * value for value in info.mean], device)
 
     def steps(self, images: int | None = None) -> int:
         """How many batches so many images make; without a number, all of them."""
@@ -557,6 +562,7 @@ class Loader:
             hole=torch.randint(0, self.size, (2, n), generator=generator),
             mixture=torch.rand((2, n), generator=generator),
             place=torch.randint(0, self.size, (2, n), generator=generator),
+            changes=torch.rand((5, n), generator=generator),
         )
         drawn = Choices(*(choice.to(self.labels.device) for choice in drawn))
         return drawn._replace(order=images[drawn.order])
@@ -564,6 +570,8 @@ class Loader:
     def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
         """The images and labels of a batch, changed as chosen."""
         images, labels = self.crops(chosen).float(), self.labels[chosen.order]
+        if self.augmentation.autoaugment:
+            images = self.autoaugment(images, chosen.changes)
         images.sub_(self.mean).div_(self.std)
         if self.augmentation.cutout:
             side = chosen.hole.new_full((1,), self.augmentation.cutout)

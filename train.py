@@ -305,6 +305,7 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
     augmentation = Augmentation(
         flip=settings.flip,
         crop=settings.crop,
+        autoaugment=settings.autoaugment,
         cutout=settings.cutout,
         cutmix=settings.cutmix,
     ).scaled(size / data.SIZE)

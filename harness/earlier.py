@@ -17,6 +17,7 @@ ADDED = {
     "weights": "",
     "holdout": "0",
     "leave_out": "0",
+    "autoaugment": "false",
 }
 # Settings that are gone, and the values with which a run can go on.
 RETIRED = {

@@ -63,6 +63,7 @@ class Settings:
 
     flip: Annotated[bool, tuple(SWITCH)]
     crop: Annotated[int, "[0, 16]"]
+    autoaugment: Annotated[bool, tuple(SWITCH)]
     cutout: Annotated[int, "[0, 32]"]
     cutmix: Annotated[float, "[0, 1]"]
     small_epochs: Annotated[int | None, "[0, inf)"]

@@ -22,7 +22,7 @@ from harness.metrics import Meter
 
 SETTINGS = (
     "dataset=synthetic precision=bfloat16 whiten=false dropout=0.1 epochs=10 small_epochs=1 "
-    "leave_out=0.5 cutout=8 cutmix=0.3"
+    "leave_out=0.5 autoaugment=true cutout=8 cutmix=0.3"
 )
 
 

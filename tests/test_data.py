@@ -75,7 +75,7 @@ def test_images_of_low_loss_are_left_out():
 
 
 def test_same_seed_and_epoch_same_batches_wherever_one_starts():
-    options = dict(flip=True, crop=4, cutout=8, cutmix=0.4)
+    options = dict(flip=True, crop=4, autoaugment=True, cutout=8, cutmix=0.4)
     split = gradient_split()
     first = list(loader(split, seed=3, **options).batches(5))
     again = list(loader(split, seed=3, **options).batches(5, start=2))
