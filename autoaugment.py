@@ -119,7 +119,7 @@ def blended(images: Tensor, masks: dict[str, Tensor], amount: Tensor) -> Tensor:
     other = torch.where(masks["Contrast"], light.mean((2, 3), keepdim=True), other)
     other = torch.where(masks["Color"], light, other)
     other = torch.where(masks["Sharpness"], smooth, other)
-    return torch.add(images, (images - other) * amount).clamp(0, 255).floor()
+    return (images + (images - other) * amount).clamp(0, 255).floor()
 
 
 def toned(images: Tensor, masks: dict[str, Tensor], amount: Tensor) -> Tensor:
