@@ -535,10 +535,14 @@ class Loader:
         images = self.windows[:: max(1, len(self.labels) // count), :, crop, crop]
         return images.float().sub_(self.mean).div_(self.std)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images as they were before, from 0 to 1."""
+        return (images * self.std + self.mean) / 255
+
     def seen(self, count: int) -> tuple[Tensor, Tensor]:
         """The first images of an epoch as the network sees them (N×3×32×32, uint8), and their labels."""
         batch = next(self.batches())
-        images = (batch.images[:count] * self.std + self.mean).round().clamp(0, 255)
+        images = (255 * self.pixels(batch.images[:count])).round().clamp(0, 255)
         return images.to("cpu", torch.uint8), batch.labels[:count]
 
     def batches(self, epoch: int = 0, start: int = 0, images: Tensor | None = None) -> Iterator[Batch]:

@@ -98,6 +98,9 @@ class Training:
         self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
         self.network = fresh_network(settings, self.large, device)
         self.average = MovingAverage(self.network)
+        self.teachers, self.teacher_digests = checkpoint.teachers(settings.teachers, dataset.info.classes)
+        for teacher in self.teachers:
+            teacher.to(device, memory_format=torch.channels_last)
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
         if settings.compile:
             devices.compiled(self.network, device)
@@ -172,6 +175,7 @@ class Training:
             "meter": self.meter.total(),
             "images": self.images,
             "losses": self.all_losses(),
+            "teachers": self.teacher_digests,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +183,7 @@ class Training:
 
         A changed `lr` is the learning rate from here on; it still falls when it would have fallen anyway.
         """
+        checkpoint.check_teachers(state, self.teacher_digests)
         model.load_weights(self.average.network, state["weights"])
         model.load_weights(self.network, state["training"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
@@ -230,6 +235,7 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
     training.network.train()
     before, began = training.seconds, time.perf_counter()
     for batch in training.loader.batches(training.epoch, training.step, training.images):
+        batch = taught(training, batch)
         seed_dropout(training)
         set_lr(training.optimizer, training.lr * warmup_factor(training))
         logits, losses = forward(training, training.ddp, batch)
@@ -273,6 +279,21 @@ def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tenso
         logits = network(batch.images).float()
     smoothing = training.settings.label_smoothing
     return logits, F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+
+
+@torch.no_grad()
+def taught(training: Training, batch: Batch) -> Batch:
+    """The batch; if there are teachers, with targets that are half what they say of the same changed images.
+
+    After Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), without a temperature.
+    """
+    if not training.teachers:
+        return batch
+    images, classes = training.loader.pixels(batch.images), len(training.info.classes)
+    with training.autocast:
+        answers = [teacher(images).float().softmax(1) for teacher in training.teachers]
+    labels = batch.labels if batch.labels.ndim == 2 else F.one_hot(batch.labels, classes).float()
+    return batch._replace(labels=labels.lerp(torch.stack(answers).mean(0), 0.5))
 
 
 def set_lr(optimizer: SGD, lr: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import data
 import model
 from data import Info
 from harness.errors import UserError, say
@@ -77,6 +78,28 @@ def check_data(saved: dict[str, Any], info: Info) -> None:
             continue
         changed = f"the data has changed since the run began: {differ}"
         raise UserError(f"{changed}; bring back what was there, or start a new run")
+
+
+def teachers(paths: str, classes: list[str]) -> tuple[list[model.Trained], list[str]]:
+    """The trained networks in files separated by commas, and a SHA-256 of each. UserError if of no use."""
+    networks, digests = [], []
+    for path in (Path(each.strip()).expanduser() for each in paths.split(",") if each.strip()):
+        saved = load(path)
+        if saved["classes"] != classes:
+            other = f"knows other classes ({some(saved['classes'])}) than the data ({some(classes)})"
+            raise UserError(f"teachers={path}: {other}; give networks trained on the same")
+        try:
+            networks.append(model.ready(saved))
+        except model.NetworkError as error:
+            raise UserError(f"teachers={path}: {error}") from None
+        digests.append(data.digest([weight.float() for weight in saved["weights"].values()]))
+    return networks, digests
+
+
+def check_teachers(saved: dict[str, Any], digests: list[str]) -> None:
+    """UserError unless the teachers have the weights that they had when the run began."""
+    if saved.get("teachers", []) != digests:
+        raise UserError("the weights of the teachers have changed since the run began; bring back the files")
 
 
 def some(names: list[str]) -> str:

@@ -18,6 +18,7 @@ ADDED = {
     "holdout": "0",
     "leave_out": "0",
     "autoaugment": "false",
+    "teachers": "",
 }
 # Settings that are gone, and the values with which a run can go on.
 RETIRED = {

@@ -21,7 +21,18 @@ from harness.errors import Parser, UserError
 DEFAULTS = Path(__file__).resolve().parent.parent / "config.yaml"
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 # What makes a run that run.
-FIXED = ("network", "whiten", "weights", "dataset", "batch_size", "average", "seed", "holdout", "out")
+FIXED = (
+    "network",
+    "whiten",
+    "weights",
+    "teachers",
+    "dataset",
+    "batch_size",
+    "average",
+    "seed",
+    "holdout",
+    "out",
+)
 GONE = {
     "device": "Apple's MPS is not supported, a Mac trains on its CPU; use device=auto or device=cpu",
     "compile": "choose on or off",
@@ -55,6 +66,7 @@ class Settings:
     nesterov: Annotated[bool, tuple(SWITCH)]
     weight_decay: Annotated[float, "[0, inf)"]
     label_smoothing: Annotated[float, "[0, 1)"]
+    teachers: Annotated[str, None]
     average: Annotated[float, "[0, 1)"]
 
     dataset: Annotated[str, ("cifar10", "folder", "synthetic")]

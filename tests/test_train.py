@@ -127,6 +127,41 @@ def test_a_run_that_leaves_out_images_resumes_exactly(call, arguments, tmp_path,
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
+    call, arguments, tmp_path, finished, at_step, monkeypatch
+):
+    for number in (1, 2):
+        shutil.copy(finished / "best.pt", tmp_path / f"{number}.pt")
+    asked = [*arguments, f"teachers={tmp_path / '1.pt'}, {tmp_path / '2.pt'}", "small_epochs=1"]
+    assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: signal.raise_signal(signal.SIGINT), patch)
+        assert call(*asked)[0] == 130
+    (tmp_path / "2.pt").rename(tmp_path / "3.pt")
+    code, _, error = call("--resume", tmp_path / "run")
+    assert code == 2 and f"{tmp_path / '2.pt'}: there is no such file" in error
+    other = torch.load(tmp_path / "3.pt", weights_only=True)
+    other["weights"] = {name: weight + 1 for name, weight in other["weights"].items()}
+    torch.save(other, tmp_path / "2.pt")
+    code, _, error = call("--resume", tmp_path / "run")
+    assert code == 2 and "teachers have changed" in error and len(error.splitlines()) == 1
+    (tmp_path / "3.pt").replace(tmp_path / "2.pt")
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cutmix", ["0", "0.5"])
+def test_targets_are_half_what_the_teachers_say_of_the_changed_images(start, finished, cutmix):
+    changes = ["flip=true", "crop=4", "autoaugment=true", "cutout=8", f"cutmix={cutmix}"]
+    training = start(f"teachers={finished / 'last.pt'},{finished / 'best.pt'}", *changes)
+    batch = next(training.loader.batches())
+    labels = train.taught(training, batch).labels
+    networks = [model.load(finished / name).network for name in ("last.pt", "best.pt")]
+    said = sum(network(batch.images).softmax(1) for network in networks) / 2
+    own = batch.labels if cutmix != "0" else torch.nn.functional.one_hot(batch.labels, 3)
+    assert torch.allclose(labels, (own + said) / 2, atol=0.01)
+
+
 def test_a_run_that_leaves_out_images_and_stops_in_a_test_resumes_exactly(
     call, arguments, tmp_path, monkeypatch
 ):
@@ -264,6 +299,7 @@ def test_without_an_average_the_weights_themselves_are_tested(start, epochs):
         "out=elsewhere",
         "whiten=false",
         "weights=x",
+        "teachers=x",
     ],
 )
 def test_resume_refuses_to_become_another_run(call, finished, setting):
@@ -299,6 +335,14 @@ BAD = {
     "a file as run": ("--resume {finished}/last.pt", "is a file; give the run folder, "),
     "no path": ("--resume= epochs=2", "empty path"),
     "a folder as weights": ("weights={finished} dataset=synthetic", "give the file, such as"),
+    "teachers that are not there": (
+        "teachers={bad}/no.pt dataset=synthetic out={bad}/new",
+        "there is no such file",
+    ),
+    "teachers of other classes": (
+        "teachers={finished}/last.pt dataset=synthetic out={bad}/new",
+        "other classes",
+    ),
     "an address as out": ("dataset=synthetic out=http://x/y", "is an address; give the path"),
     "too many epochs": ("epochs=1" + 20 * "0", "epochs"),
     "no data": ("dataset=folder data_dir={bad}/none out={bad}/new", "train"),
