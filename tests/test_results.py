@@ -140,6 +140,8 @@ def test_the_sittings_with_s8_are_those_recorded(start, name):
         ("docs/accurate.md", "beaten seven others with {}%", "design-deep8"),
         ("docs/accurate.md", "two ResNets came to {}%", "design-resnet14"),
         ("docs/accurate.md", "and {}%. ##", "design-resnet20"),
+        ("docs/accurate.md", "with 18 at each rate, it had {}%", "autoaugment"),
+        ("docs/accurate.md", "the network ended at {}% with one view", "autoaugment-second"),
         ("results/README.md", "`s8` ended at {}% on a Zen 5", "sitting-s8"),
     ],
 )
