@@ -98,7 +98,7 @@ class Training:
         self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
         self.network = fresh_network(settings, self.large, device)
         self.average = MovingAverage(self.network)
-        self.teachers, self.teacher_digests = checkpoint.teachers(settings.teachers, dataset.info.classes)
+        self.teachers = checkpoint.teachers(settings.teachers, dataset.info.classes)
         for teacher in self.teachers:
             teacher.to(device, memory_format=torch.channels_last)
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
@@ -175,7 +175,7 @@ class Training:
             "meter": self.meter.total(),
             "images": self.images,
             "losses": self.all_losses(),
-            "teachers": self.teacher_digests,
+            "teachers": checkpoint.digests(self.teachers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ class Training:
 
         A changed `lr` is the learning rate from here on; it still falls when it would have fallen anyway.
         """
-        checkpoint.check_teachers(state, self.teacher_digests)
+        checkpoint.check_teachers(state, self.teachers)
         model.load_weights(self.average.network, state["weights"])
         model.load_weights(self.network, state["training"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})

@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 import model
 import train
 from data import Choices, Loader
-from harness import devices, folder
+from harness import folder
 from harness.errors import Parser, UserError, one_line_errors
 from model import AdaptiveAvgPool2d, Depthwise, Network, PreActivation, convolution
 
@@ -178,30 +178,6 @@ class ChangedLoader(Loader):
         return changed.contiguous(memory_format=torch.channels_last)
 
 
-class TaughtLoader(Loader):
-    """A loader whose training labels are half what trained networks say of the same changed images.
-
-    After Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), without a temperature.
-    """
-
-    def __init__(self, teachers: Sequence[Path], *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.device = self.labels.device
-        self.teachers = [model.load(path).to(self.device) for path in teachers]
-
-    @torch.no_grad()
-    def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
-        images, labels = super().cut(chosen)
-        if self.seed is None:  # test images
-            return images, labels
-        pixels = (images * self.std + self.mean) / 255
-        with devices.autocast(self.device, "auto"):
-            said = [teacher(pixels).float().softmax(1) for teacher in self.teachers]
-        if labels.ndim == 1:
-            labels = F.one_hot(labels, self.classes).float()
-        return images, labels.lerp(torch.stack(said).mean(0), 0.5)
-
-
 DESIGNS = {
     "g8b2": partial(moonshine, per_group=8),
     "g16b2": partial(moonshine, per_group=16, blocks=5),
@@ -267,8 +243,9 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(arguments.seeds):
             for name in names:
                 trial, run = TRIALS[name], arguments.out / f"{name}-seed{seed}"
-                train.SGD, train.Loader = trial.optimizer, loader(trial, seed, arguments.out)
-                changed = [*trial.settings, *arguments.settings]
+                train.SGD = trial.optimizer
+                train.Loader = partial(ChangedLoader, trial.change) if trial.change else Loader
+                changed = [*trial.settings, *taught_by(trial, seed, arguments.out), *arguments.settings]
                 new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]
                 old = ["--resume", str(run), *arguments.settings]
                 if code := train.main(old if run.exists() else new):
@@ -279,17 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     return outcome.code
 
 
-def loader(trial: Trial, seed: int, out: Path) -> Callable[..., Loader]:
-    """What makes the batches of a trial. UserError if a teacher is not there."""
-    if trial.change:
-        return partial(ChangedLoader, trial.change)
-    if not trial.teachers:
-        return Loader
-    teachers = [out / f"{teacher}-seed{seed}" / "last.pt" for teacher in trial.teachers]
-    for path in teachers:
-        if not path.exists():
-            raise UserError(f"{path}: is not there; teachers must be trained before their pupils")
-    return partial(TaughtLoader, teachers)
+def taught_by(trial: Trial, seed: int, out: Path) -> list[str]:
+    """The setting `teachers` of a trial that has some."""
+    files = [str(out / f"{teacher}-seed{seed}" / "last.pt") for teacher in trial.teachers]
+    return [f"teachers={','.join(files)}"] if files else []
 
 
 def row(name: str, seed: int, changed: list[str], run: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def check_data(saved: dict[str, Any], info: Info) -> None:
         raise UserError(f"{changed}; bring back what was there, or start a new run")
 
 
-def teachers(paths: str, classes: list[str]) -> tuple[list[model.Trained], list[str]]:
-    """The trained networks in files separated by commas, and a SHA-256 of each. UserError if of no use."""
-    networks, digests = [], []
+def teachers(paths: str, classes: list[str]) -> list[model.Trained]:
+    """The trained networks in files separated by commas. UserError if they are not there, or of no use."""
+    networks = []
     for path in (Path(each.strip()).expanduser() for each in paths.split(",") if each.strip()):
         saved = load(path)
         if saved["classes"] != classes:
@@ -92,13 +93,20 @@ def teachers(paths: str, classes: list[str]) -> tuple[list[model.Trained], list[
             networks.append(model.ready(saved))
         except model.NetworkError as error:
             raise UserError(f"teachers={path}: {error}") from None
-        digests.append(data.digest([weight.float() for weight in saved["weights"].values()]))
-    return networks, digests
+    return networks
 
 
-def check_teachers(saved: dict[str, Any], digests: list[str]) -> None:
+def digests(networks: Sequence[model.Trained]) -> list[str]:
+    """A SHA-256 of the weights of each trained network."""
+    return [
+        data.digest([weight.float().cpu() for weight in each.network.state_dict().values()])
+        for each in networks
+    ]
+
+
+def check_teachers(saved: dict[str, Any], networks: Sequence[model.Trained]) -> None:
     """UserError unless the teachers have the weights that they had when the run began."""
-    if saved.get("teachers", []) != digests:
+    if saved.get("teachers", []) != digests(networks):
         raise UserError("the weights of the teachers have changed since the run began; bring back the files")
 
 

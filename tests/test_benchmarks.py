@@ -148,21 +148,6 @@ def test_training_images_are_changed_four_at_a_time_and_test_images_are_not(name
         assert batch.shape == (64, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_labels_are_half_what_the_teachers_say_of_the_changed_images(finished):
-    found = data.load("folder", configuration.read_run(finished).data_dir)
-    augmentation = data.Augmentation(flip=True, crop=4, cutout=8, cutmix=0.5)
-    options = dict(augmentation=augmentation, seed=0)
-    teacher = model.load(finished / "last.pt")
-    taught = candidates.TaughtLoader([finished / "last.pt"] * 2, found.train, found.info, 21, **options)
-    plain = next(data.Loader(found.train, found.info, 21, **options).batches())
-    batch = next(taught.batches())
-    assert torch.equal(batch.images, plain.images)
-    said = teacher.network(batch.images).softmax(1)
-    assert torch.allclose(batch.labels, (plain.labels + said) / 2, atol=0.01)
-    tests = candidates.TaughtLoader([], found.test, found.info, 12)
-    assert torch.equal(next(tests.batches()).labels, found.test.labels)
-
-
 def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
     monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
@@ -193,3 +178,6 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     assert "vgg: choose from recipe" in capsys.readouterr().err
     assert candidates.main([*call, "--only", "taught-by-two"]) == 2
     assert "recipe-seed0" in capsys.readouterr().err
+    assert candidates.main([*call, "--only", "recipe,taught-by-one"]) == 0
+    taught = configuration.read_run(tmp_path / "taught-by-one-seed0")
+    assert taught.teachers == str(tmp_path / "recipe-seed0" / "last.pt")
