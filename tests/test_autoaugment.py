@@ -55,7 +55,8 @@ def test_each_change_is_that_of_torchvision(name):
         grey = torch.tensor(GREY).view(3, 1, 1)
         changed = autoaugment.change(images.float(), kind, torch.full((len(images),), amount), grey)
         expected = PEERS[name](images, amount)
-        wrong = (changed - expected).abs() > 1  # 1 where 39.99 or 40.00 was cut to 39 or 40
+        rounded = name in ("Brightness", "Contrast", "Color", "Sharpness", "AutoContrast")
+        wrong = (changed - expected).abs() > rounded  # by 1 where 39.99 or 40.00 was cut to 39 or 40
         allowed = 0.02 if name in ("ShearY", "Rotate") else 0  # where two pixels are equally near
         assert wrong.float().mean() <= allowed
         assert torch.equal(changed, changed.round())

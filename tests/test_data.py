@@ -113,6 +113,13 @@ def test_every_image_has_its_own_crop_mirror_and_cutout():
         assert len({hole.numpy().tobytes() for hole in holes}) > 200
 
 
+def test_autoaugment_changes_the_images_it_is_asked_to():
+    split = gradient_split(64)
+    plain, changed = (next(loader(split, 64, autoaugment=asked).batches()).images for asked in (False, True))
+    assert torch.equal(plain, split.images.float())
+    assert 20 < (changed != plain).any(3).any(2).any(1).sum() < 64
+
+
 def test_mixed_labels_are_the_shares_of_the_pixels():
     split = numbered(40)
     for cutmix, least, most in ((1.0, 20, 40), (0.5, 8, 32)):

@@ -132,8 +132,9 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
 ):
     for number in (1, 2):
         shutil.copy(finished / "best.pt", tmp_path / f"{number}.pt")
-    asked = [*arguments, f"teachers={tmp_path / '1.pt'}, {tmp_path / '2.pt'}", "small_epochs=1"]
+    asked = [*arguments, f"teachers={tmp_path / '1.pt'}, {tmp_path / '2.pt'}"]
     assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    assert not same_run(tmp_path / "whole", finished)
     with monkeypatch.context() as patch:
         at_step(5, lambda: signal.raise_signal(signal.SIGINT), patch)
         assert call(*asked)[0] == 130
@@ -148,6 +149,11 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
     (tmp_path / "3.pt").replace(tmp_path / "2.pt")
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_training_images_are_changed_as_the_settings_say(start):
+    training = start("flip=false", "crop=3", "autoaugment=true", "cutout=4", "cutmix=0.2")
+    assert training.large.augmentation == data.Augmentation(False, 3, True, 4, 0.2)
 
 
 @pytest.mark.parametrize("cutmix", ["0", "0.5"])
