@@ -42,7 +42,7 @@ LARGEST = {
     "TranslateX": 150 / 331,  # share of the side
     "TranslateY": 150 / 331,
     "Rotate": 30,  # degrees
-    "Brightness": 0.9,  # how far away from black, or towards it
+    "Brightness": 0.9,  # how much further from black, or closer to it
     "Contrast": 0.9,  # from the mean grey
     "Color": 0.9,  # from grey
     "Sharpness": 0.9,  # from a smoothed image
@@ -55,7 +55,7 @@ LARGEST = {
 
 
 class AutoAugment:
-    """Changes batches of images; pixels from outside of an image become `grey` (3 values, 0 to 255)."""
+    """Changes batches of images; pixels from outside an image become `grey` (3 values, 0 to 255)."""
 
     def __init__(self, grey: list[float], device: torch.device | str = "cpu") -> None:
         names = list(LARGEST)
@@ -100,7 +100,8 @@ def moved(images: Tensor, masks: dict[str, Tensor], amount: Tensor, grey: Tensor
 
     angle, shear = of("Rotate").deg2rad(), of("ShearY")
     shift_x, shift_y = (of(name).mul(size).trunc() * 2 / size for name in ("TranslateX", "TranslateY"))
-    # A row for x, one for y, of where a pixel comes from; an image reaches from -1 to 1.
+    # A row for x, one for y, of where a pixel comes from; an image reaches from -1 to 1. Shearing keeps the
+    # left edge, where x is -1, in place.
     rows = [angle.cos(), -angle.sin(), -shift_x], [angle.sin() + shear, angle.cos(), shear - shift_y]
     theta = torch.stack([torch.stack(row, 1) for row in rows], 1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -108,7 +109,7 @@ def moved(images: Tensor, masks: dict[str, Tensor], amount: Tensor, grey: Tensor
 
 
 def blended(images: Tensor, masks: dict[str, Tensor], amount: Tensor) -> Tensor:
-    """Images moved away from another that is made of them, or towards it."""
+    """Images moved away from a second image made from each, or towards it."""
     red, green, blue = images.split(1, dim=1)
     light = (0.299 * red + 0.587 * green + 0.114 * blue).floor()  # as bright as they are to the eye
     rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
@@ -138,7 +139,7 @@ def toned(images: Tensor, masks: dict[str, Tensor], amount: Tensor) -> Tensor:
     stretched = ((level - low) * 255 / (high - low)).clamp(0, 255).floor()
     table = torch.where(masks["AutoContrast"] & (high > low), stretched, table)
 
-    # Equalised, all levels are about as frequent as each other; whole numbers as in Pillow's ImageOps.
+    # Equalize makes all levels about equally frequent; whole numbers as in Pillow's ImageOps.
     count = torch.zeros_like(stretched).scatter_add_(2, pixels, torch.ones_like(images.flatten(2)))
     rank = count.cumsum(2) - count  # pixels below this level
     share = ((pixels.shape[2] - count.gather(2, high.long())) / 255).floor()

@@ -39,7 +39,7 @@ from harness.settings import Settings, parse
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what the command line asks; the exit code.
+    """Do what the command line asks. Returns the exit code.
 
     It is 0 when done, 1 if a file cannot be written, 2 for a user error, 128 + signal if stopped.
     """
@@ -60,7 +60,7 @@ def run(settings: Settings, resume: Path | None = None) -> None:
         if settings.weights and not resume:
             networks = [training.network, training.average.network]
             checkpoint.start_from(networks, Path(settings.weights), training.info.classes)
-        folder.begin(training)  # with --resume calls training.load_state_dict(the checkpoint)
+        folder.begin(training)  # with --resume calls training.load_state_dict(last.pt)
         report.start(settings, device, training.info, training.network)
         if resume:
             report.resumed(settings, folder.saved["settings"], training.epoch, training.lr)
@@ -74,7 +74,7 @@ def run(settings: Settings, resume: Path | None = None) -> None:
 
 
 def load_data(settings: Settings) -> Dataset:
-    """The data set, fetched or decoded by the first rank if need be, before the others read it."""
+    """The data set. The first rank downloads and decodes what is not there yet, then the others read it."""
     with devices.first_rank_first():
         return data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
 
@@ -98,7 +98,7 @@ class Training:
         self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
         self.network = fresh_network(settings, self.large, device)
         self.average = MovingAverage(self.network)
-        self.teachers = checkpoint.teachers(settings.teachers, dataset.info.classes)
+        self.teachers = checkpoint.teachers(settings.teachers, dataset.info.classes, self.small.size)
         for teacher in self.teachers:
             teacher.to(device, memory_format=torch.channels_last)
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
@@ -116,10 +116,12 @@ class Training:
         self.lr = settings.lr  # of the epoch under way, without the warm-up; StepLR lowers it in end_epoch
         self.lr_since = 0  # the epoch that began with settings.lr
         self.rows: list[Row] = []  # one for each epoch done
-        self.losses = torch.zeros(len(dataset.train.labels), device=device)  # of each image, when last seen
+        # Of each training image, when last seen. All ranks hold the same, but for the images of the epoch
+        # under way: of those a rank holds what it has seen itself, and 0 for the others.
+        self.losses = torch.zeros(len(dataset.train.labels), device=device)
         self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:
-        self.step, self.steps = 0, self.large.steps()  # steps done, steps in total
+        self.step = 0  # how many are done
         self.seconds = 0.0
         self.images = torch.arange(len(self.losses), device=device)  # indices of those it trains on
         self.meter = Meter(device, "epoch 1", self.lr)
@@ -131,16 +133,20 @@ class Training:
 
     @property
     def loader(self) -> Loader:
-        """Batches of the training images, which are smaller in the first epochs."""
+        """Batches of the epoch under way: in the first epochs their images are smaller."""
         return self.small if self.epoch < self.settings.epochs_on_small else self.large
+
+    @property
+    def steps(self) -> int:
+        """How many steps the epoch under way has."""
+        return self.loader.steps(len(self.images))
 
     def begin_epoch(self) -> None:
         """Choose the images of the epoch: all, or those that the network knows least."""
         self.losses = self.all_losses()
         left_out = self.settings.left_out(self.epoch)
         self.images = data.least_known(self.losses, left_out, self.settings.batch_size)
-        self.losses.index_fill_(0, self.images, 0)  # each rank records those it sees; all_losses adds up
-        self.steps = self.loader.steps(len(self.images))
+        self.losses.index_fill_(0, self.images, 0)
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
     def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
@@ -152,7 +158,7 @@ class Training:
         self.lr = self.optimizer.param_groups[0]["lr"]
 
     def all_losses(self) -> Tensor:
-        """The loss of each image (N) when a rank last saw it; 0 for those still to come in this epoch."""
+        """The losses of all images (N), those of this epoch added up over the ranks; 0 if still to come."""
         losses = self.losses.clone()
         if devices.world_size() > 1:
             losses[self.images] = devices.total(losses[self.images]).to(self.device)
@@ -198,10 +204,9 @@ class Training:
         self.scheduler.last_epoch = self.epoch
         self.step, self.seconds = state["step"], state["seconds"]
         self.images = state["images"].to(self.device)
-        self.steps = self.loader.steps(len(self.images))
         self.losses.copy_(state["losses"])
         if devices.rank() > 0:
-            self.losses.index_fill_(0, self.images, 0)  # the first rank holds what all of them noted
+            self.losses.index_fill_(0, self.images, 0)  # the first rank holds what all of them saw
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
         self.meter.restore(state["meter"])  # on the first rank, as with the losses
 
@@ -229,17 +234,18 @@ def tensors(network: nn.Module) -> list[Tensor]:
 
 
 def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
-    """Train on what is left of the epoch; mean loss and accuracy in percent over all of it."""
+    """Train on what is left of the epoch. Returns mean loss and accuracy in percent over all of it."""
     if training.step == 0:  # else a resumed run is in the middle of it, or in its test
         training.begin_epoch()
     training.network.train()
-    before, began = training.seconds, time.perf_counter()
+    began = time.perf_counter() - training.seconds  # of earlier, if the run was resumed in this epoch
     for batch in training.loader.batches(training.epoch, training.step, training.images):
-        batch = taught(training, batch)
+        batch = ask_teachers(training, batch)
         seed_dropout(training)
         set_lr(training.optimizer, training.lr * warmup_factor(training))
         logits, losses = forward(training, training.ddp, batch)
-        loss = losses.sum() * devices.world_size() / batch.images_on_all_ranks  # DDP takes the ranks' mean
+        # On one rank this is losses.mean(). DDP takes the mean of the ranks, whose batches differ in size.
+        loss = losses.sum() * devices.world_size() / batch.images_on_all_ranks
         loss.backward()
         training.optimizer.step()
         training.optimizer.zero_grad()
@@ -247,16 +253,16 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
         training.losses[batch.indices] = losses.detach()
         training.meter.add(logits, batch.labels, losses)
         training.step += 1
-        training.seconds = before + time.perf_counter() - began
+        training.seconds = time.perf_counter() - began
         after_batch(training)  # the bar; saves when due; after Ctrl-C saves and raises Stopped
     means = training.meter.means()  # waits until the device is done, so that the seconds are right
-    training.seconds = before + time.perf_counter() - began
+    training.seconds = time.perf_counter() - began
     return means
 
 
 @torch.no_grad()
 def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> tuple[float, float]:
-    """Test the average of the weights; mean loss and accuracy in percent."""
+    """Test the average of the weights. Returns mean loss and accuracy in percent."""
     devices.broadcast_buffers(training.average.network)  # each rank has BatchNorm statistics of its own
     meter = Meter(training.device, f"the test of epoch {training.epoch + 1}", training.lr)
     began = time.perf_counter()
@@ -272,8 +278,8 @@ def test_epoch(training: Training, after_batch: Callable[[Training], None]) -> t
 def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits (B×classes) and losses (B) of a batch, in the precision of the run.
 
-    Labels are B, or B×classes where images are mixed. bfloat16 needs no scaling of the loss. The loss is the
-    same in training and test, label smoothing included, so that the two can be compared.
+    Labels are B, or B×classes where images are mixed or teachers asked. Label smoothing is part of the loss,
+    in training and in test. bfloat16 needs no scaling of the loss.
     """
     with training.autocast:
         logits = network(batch.images).float()
@@ -282,13 +288,15 @@ def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tenso
 
 
 @torch.no_grad()
-def taught(training: Training, batch: Batch) -> Batch:
-    """The batch; if there are teachers, with targets that are half what they say of the same changed images.
+def ask_teachers(training: Training, batch: Batch) -> Batch:
+    """The batch; with teachers, each label is now the mean of itself and their answer for the changed image.
 
-    After Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), without a temperature.
+    Their answer is the mean of their softmax. After Hinton et al., "Distilling the Knowledge in a Neural
+    Network" (2015), without a temperature.
     """
     if not training.teachers:
         return batch
+    # From 0 to 1, for each teacher normalises by the means of the images that it was trained on.
     images, classes = training.loader.pixels(batch.images), len(training.info.classes)
     with training.autocast:
         answers = [teacher(images).float().softmax(1) for teacher in training.teachers]
@@ -309,13 +317,14 @@ def warmup_factor(training: Training) -> float:
 
 
 def average_decay(training: Training) -> float:
-    """The decay of the moving average at this step; it starts low, so that the first weights soon fade."""
+    """The decay of the moving average at this step: 0.1 at first, so that the fresh weights soon fade."""
     done = training.epoch * training.large.steps() + training.step
     return min(training.settings.average, (1 + done) / (10 + done))
 
 
 def seed_dropout(training: Training) -> None:
     """Seed dropout from seed, epoch, step and rank, so that a resumed run draws the same."""
+    # Large factors, so that no two steps share a seed; torch takes none above 63 bits.
     seed = (training.settings.seed * 1_000_003 + training.epoch) * 1_000_003 + training.step
     devices.seed(training.device, (seed * 1009 + devices.rank()) & 2**63 - 1)
 

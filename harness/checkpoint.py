@@ -81,8 +81,11 @@ def check_data(saved: dict[str, Any], info: Info) -> None:
         raise UserError(f"{changed}; bring back what was there, or start a new run")
 
 
-def teachers(paths: str, classes: list[str]) -> list[model.Trained]:
-    """The trained networks in files separated by commas. UserError if they are not there, or of no use."""
+def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
+    """The trained networks in files separated by commas.
+
+    UserError if one is not there, knows other classes, or cannot take images of `size`×`size` pixels.
+    """
     networks = []
     for path in (Path(each.strip()).expanduser() for each in paths.split(",") if each.strip()):
         saved = load(path)
@@ -93,6 +96,9 @@ def teachers(paths: str, classes: list[str]) -> list[model.Trained]:
             networks.append(model.ready(saved))
         except model.NetworkError as error:
             raise UserError(f"teachers={path}: {error}") from None
+        if model.refusal(networks[-1], size):
+            small = f"images of {size} pixels, as the first epochs have"
+            raise UserError(f"teachers={path}: cannot take {small}; set small_epochs=0")
     return networks
 
 

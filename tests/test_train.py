@@ -161,7 +161,7 @@ def test_targets_are_half_what_the_teachers_say_of_the_changed_images(start, fin
     changes = ["flip=true", "crop=4", "autoaugment=true", "cutout=8", f"cutmix={cutmix}"]
     training = start(f"teachers={finished / 'last.pt'},{finished / 'best.pt'}", *changes)
     batch = next(training.loader.batches())
-    labels = train.taught(training, batch).labels
+    labels = train.ask_teachers(training, batch).labels
     networks = [model.load(finished / name).network for name in ("last.pt", "best.pt")]
     said = sum(network(batch.images).softmax(1) for network in networks) / 2
     own = batch.labels if cutmix != "0" else torch.nn.functional.one_hot(batch.labels, 3)
@@ -566,7 +566,7 @@ def test_many_classes_are_told_which_networks_can_have_them(call, arguments, mon
     assert len(error.splitlines()) == 1
 
 
-def test_a_network_for_one_size_of_images_is_told_what_to_set(call, arguments, monkeypatch):
+def test_a_network_for_one_size_of_images_is_told_what_to_set(call, arguments, tmp_path, monkeypatch):
     def network(classes, dropout):
         return torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, classes)
@@ -577,6 +577,10 @@ def test_a_network_for_one_size_of_images_is_told_what_to_set(call, arguments, m
     code, _, error = call(*asked)
     assert code == 2 and "set small_epochs=0" in error and len(error.splitlines()) == 1
     assert call(*asked, "small_epochs=0")[0] == 0
+    taught = [*arguments, f"teachers={tmp_path / 'run' / 'last.pt'}", f"out={tmp_path / 'taught'}"]
+    code, _, error = call(*taught)
+    assert code == 2 and "set small_epochs=0" in error and len(error.splitlines()) == 1
+    assert call(*taught, "small_epochs=0")[0] == 0
 
 
 def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments, tmp_path, at_step):
