@@ -1,7 +1,7 @@
 """Seconds and epochs of training until the test accuracy first passes 80, 85 and 90%, over several seeds.
 
     python -m benchmarks.time_to_accuracy dataset=folder data_dir=DIR            # the settings of config.yaml
-    python -m benchmarks.time_to_accuracy data_dir=DIR --each "" "lr=0.5" "--config recipes/s8.yaml"
+    python -m benchmarks.time_to_accuracy --each "" "lr=0.5" "--config recipes/s8.yaml"
     python -m benchmarks.time_to_accuracy --each "" "../before/train.py"         # another version of train.py
     python -m benchmarks.time_to_accuracy --runs runs/NAME ...                   # of runs made before
 

@@ -27,7 +27,7 @@ from harness import checkpoint
 from harness.errors import Parser, UserError, one_line_errors
 from tools import paths
 
-SHIPPED = Path(__file__).resolve().parent.parent / "results" / "accurate" / "weights.pt"
+SHIPPED = Path(__file__).resolve().parent.parent / "results" / "taught" / "weights.pt"
 
 
 def main(argv: list[str] | None = None) -> int:
