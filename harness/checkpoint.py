@@ -99,6 +99,7 @@ def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
         if model.refusal(networks[-1], size):
             small = f"images of {size} pixels, as the first epochs have"
             raise UserError(f"teachers={path}: cannot take {small}; set small_epochs=0")
+        say(f"teacher   {path}: {saved['network']}")
     return networks
 
 

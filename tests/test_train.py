@@ -133,7 +133,8 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
     for number in (1, 2):
         shutil.copy(finished / "best.pt", tmp_path / f"{number}.pt")
     asked = [*arguments, f"teachers={tmp_path / '1.pt'}, {tmp_path / '2.pt'}"]
-    assert call(*asked, f"out={tmp_path / 'whole'}")[0] == 0
+    code, out, _ = call(*asked, f"out={tmp_path / 'whole'}")
+    assert code == 0 and all(f"teacher   {tmp_path / name}: " in out for name in ("1.pt", "2.pt"))
     assert not same_run(tmp_path / "whole", finished)
     with monkeypatch.context() as patch:
         at_step(5, lambda: signal.raise_signal(signal.SIGINT), patch)
