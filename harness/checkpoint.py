@@ -1,6 +1,7 @@
 """Checkpoints: what they say of their run, reading them, and whether they fit what is at hand."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,14 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
     return content
 
 
+def load_for(setting: str, path: Path) -> dict[str, Any]:
+    """The checkpoint that a setting names. UserError, which names the setting, if it cannot be had."""
+    try:
+        return load(path)
+    except UserError as error:
+        raise UserError(f"{setting}={error}") from None
+
+
 def check_network(saved: dict[str, Any], network: str, classes: list[str]) -> None:
     """UserError if the checkpoint is of another network or other classes."""
     if saved["network"] != network:
@@ -87,11 +96,11 @@ def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
     UserError if one is not there, knows other classes, or cannot take images of `size`×`size` pixels.
     """
     networks = []
-    for path in (Path(each.strip()).expanduser() for each in paths.split(",") if each.strip()):
-        saved = load(path)
+    for path in (Path(os.path.expanduser(each.strip())) for each in paths.split(",") if each.strip()):
+        saved = load_for("teachers", path)
         if saved["classes"] != classes:
             other = f"knows other classes ({some(saved['classes'])}) than the data ({some(classes)})"
-            raise UserError(f"teachers={path}: {other}; give networks trained on the same")
+            raise UserError(f"teachers={path}: {other}; give networks of these, or none: teachers=")
         try:
             networks.append(model.ready(saved))
         except model.NetworkError as error:
@@ -114,7 +123,8 @@ def digests(networks: Sequence[model.Trained]) -> list[str]:
 def check_teachers(saved: dict[str, Any], networks: Sequence[model.Trained]) -> None:
     """UserError unless the teachers have the weights that they had when the run began."""
     if saved.get("teachers", []) != digests(networks):
-        raise UserError("the weights of the teachers have changed since the run began; bring back the files")
+        changed = "they are not the networks that the run began with"
+        raise UserError(f"teachers: {changed}; bring back the files, and the line in config.yaml")
 
 
 def some(names: list[str]) -> str:
@@ -127,7 +137,7 @@ def start_from(networks: list[nn.Module], path: Path, classes: list[str]) -> Non
 
     UserError if those of another network.
     """
-    saved = load(path)
+    saved = load_for("weights", path)
     same = saved["classes"] == classes
     for network in networks:
         try:

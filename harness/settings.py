@@ -160,7 +160,7 @@ def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
     if not settings.weights:
         return settings
     path = Path(settings.weights)
-    network = checkpoint.load(path)["network"]
+    network = checkpoint.load_for("weights", path)["network"]
     if chosen and settings.network != network:
         wrong = f"weights={path}: holds {network}, not {settings.network}"
         raise UserError(f"{wrong}; leave network= out, or give other weights")

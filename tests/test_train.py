@@ -141,12 +141,12 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
         assert call(*asked)[0] == 130
     (tmp_path / "2.pt").rename(tmp_path / "3.pt")
     code, _, error = call("--resume", tmp_path / "run")
-    assert code == 2 and f"{tmp_path / '2.pt'}: there is no such file" in error
+    assert code == 2 and f"teachers={tmp_path / '2.pt'}: there is no such file" in error
     other = torch.load(tmp_path / "3.pt", weights_only=True)
     other["weights"] = {name: weight + 1 for name, weight in other["weights"].items()}
     torch.save(other, tmp_path / "2.pt")
     code, _, error = call("--resume", tmp_path / "run")
-    assert code == 2 and "teachers have changed" in error and len(error.splitlines()) == 1
+    assert code == 2 and "teachers: they are not the" in error and len(error.splitlines()) == 1
     (tmp_path / "3.pt").replace(tmp_path / "2.pt")
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
@@ -344,8 +344,13 @@ BAD = {
     "a folder as weights": ("weights={finished} dataset=synthetic", "give the file, such as"),
     "teachers that are not there": (
         "teachers={bad}/no.pt dataset=synthetic out={bad}/new",
-        "there is no such file",
+        "no.pt: there is no such file",
     ),
+    "teachers of nobody": (
+        "teachers=,~no-such-user/no.pt dataset=synthetic out={bad}/new",
+        "teachers=~no-such-user",
+    ),
+    "weights of nobody": ("weights=~no-such-user/no.pt dataset=synthetic", "weights=~no-such-user"),
     "teachers of other classes": (
         "teachers={finished}/last.pt dataset=synthetic out={bad}/new",
         "other classes",
