@@ -244,7 +244,7 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
         seed_dropout(training)
         set_lr(training.optimizer, training.lr * warmup_factor(training))
         logits, losses = forward(training, training.ddp, batch)
-        # On one rank this is losses.mean(). DDP takes the mean of the ranks, whose batches differ in size.
+        # On one rank this is losses.mean(). DDP takes the mean over ranks, whose batches may differ in size.
         loss = losses.sum() * devices.world_size() / batch.images_on_all_ranks
         loss.backward()
         training.optimizer.step()

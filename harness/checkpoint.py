@@ -1,7 +1,6 @@
 """Checkpoints: what they say of their run, reading them, and whether they fit what is at hand."""
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +95,7 @@ def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
     UserError if one is not there, knows other classes, or cannot take images of `size`×`size` pixels.
     """
     networks = []
-    for path in (Path(os.path.expanduser(each.strip())) for each in paths.split(",") if each.strip()):
+    for path in map(Path, filter(None, paths.split(","))):
         saved = load_for("teachers", path)
         if saved["classes"] != classes:
             other = f"knows other classes ({some(saved['classes'])}) than the data ({some(classes)})"
@@ -113,18 +112,15 @@ def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
 
 
 def digests(networks: Sequence[model.Trained]) -> list[str]:
-    """A SHA-256 of the weights of each trained network."""
-    return [
-        data.digest([weight.float().cpu() for weight in each.network.state_dict().values()])
-        for each in networks
-    ]
+    """A SHA-256 of the weights of each trained network, and of what it normalises by."""
+    return [data.digest([value.float().cpu() for value in each.state_dict().values()]) for each in networks]
 
 
 def check_teachers(saved: dict[str, Any], networks: Sequence[model.Trained]) -> None:
-    """UserError unless the teachers have the weights that they had when the run began."""
+    """UserError unless the teachers are the networks that the run began with."""
     if saved.get("teachers", []) != digests(networks):
-        changed = "they are not the networks that the run began with"
-        raise UserError(f"teachers: {changed}; bring back the files, and the line in config.yaml")
+        others = "these are not the networks that the run began with"
+        raise UserError(f"teachers: {others}; give those, wherever they are now, with teachers=")
 
 
 def some(names: list[str]) -> str:

@@ -6,6 +6,7 @@ Precedence: command line, then --config, then config.yaml beside train.py, the o
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ FIXED = (
     "network",
     "whiten",
     "weights",
-    "teachers",
     "dataset",
     "batch_size",
     "average",
@@ -37,6 +37,7 @@ GONE = {
     "device": "Apple's MPS is not supported, a Mac trains on its CPU; use device=auto or device=cpu",
     "compile": "choose on or off",
 }
+SEVERAL = "paths with commas between"
 FALLS = 5  # how often the learning rate falls in a run whose step_size is left empty
 
 
@@ -49,7 +50,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on. Beside each type stands what it allows: an interval or names."""
+    """Everything a run depends on. Beside each type stands what it allows: an interval, names, or SEVERAL."""
 
     network: Annotated[str, model.NETWORKS]  # the dictionary, for one may add to it
     dropout: Annotated[float, "[0, 1)"]
@@ -66,7 +67,7 @@ class Settings:
     nesterov: Annotated[bool, tuple(SWITCH)]
     weight_decay: Annotated[float, "[0, inf)"]
     label_smoothing: Annotated[float, "[0, 1)"]
-    teachers: Annotated[str, None]
+    teachers: Annotated[str, SEVERAL]
     average: Annotated[float, "[0, 1)"]
 
     dataset: Annotated[str, ("cifar10", "folder", "synthetic")]
@@ -149,10 +150,7 @@ def local_path(name: str, text: str) -> str:
         raise UserError(f"{name}{text}: is an address; give the path of a file or folder on this machine")
     if "\0" in text:
         raise UserError(f"{name}: a path cannot hold a NUL character")
-    try:
-        return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:  # ~name, and there is nobody of that name
-        return text
+    return os.path.expanduser(text)
 
 
 def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
@@ -285,6 +283,8 @@ def convert(name: str, text: Text) -> Any:
             own = "; a network of your own is known to the script that adds it" if name == "network" else ""
             raise UserError(f"{name}={value!r} ({where}): choose one of {', '.join(allowed)}{own}")
         return SWITCH[value] if kind is bool else value
+    if allowed == SEVERAL:
+        return ",".join(local_path(f"{name}=", path.strip()) for path in value.split(",") if path.strip())
     if kind is str:
         return local_path(f"{name}=", value)
     try:

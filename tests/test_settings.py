@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -41,7 +42,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     for found in (settings.read(["out=~/runs/a"]), settings.read(config=file(tmp_path, "out: ~/runs/a\n"))):
-        assert found.out == str(tmp_path / "runs" / "a")
+        assert Path(found.out) == tmp_path / "runs" / "a"
+    first, second = settings.read(["teachers= a.pt ,, ~/b.pt,"]).teachers.split(",")
+    assert (first, Path(second)) == ("a.pt", tmp_path / "b.pt")
 
 
 def test_what_dump_writes_read_takes_back(tmp_path):

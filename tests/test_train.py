@@ -146,9 +146,10 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
     other["weights"] = {name: weight + 1 for name, weight in other["weights"].items()}
     torch.save(other, tmp_path / "2.pt")
     code, _, error = call("--resume", tmp_path / "run")
-    assert code == 2 and "teachers: they are not the" in error and len(error.splitlines()) == 1
-    (tmp_path / "3.pt").replace(tmp_path / "2.pt")
-    assert call("--resume", tmp_path / "run")[0] == 0
+    assert code == 2 and "teachers: these are not the" in error and len(error.splitlines()) == 1
+    assert call("--resume", tmp_path / "run", "teachers=")[0] == 2
+    moved = f"teachers={tmp_path / '1.pt'},{tmp_path / '3.pt'}"
+    assert call("--resume", tmp_path / "run", moved)[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
