@@ -45,7 +45,10 @@ def gradients(pairs):
 
 
 def images_after_resuming(pairs):
-    """What the second epoch trains on, which leaves images out, and what it does resumed between the two."""
+    """What the second epoch trains on, which leaves images out, and what it does resumed between the two.
+
+    With it the losses of these images before that epoch has seen any.
+    """
     chosen = settings.read([*pairs, "epochs=5", "leave_out=0.6"])
     pair = [train.Training(chosen, train.load_data(chosen), torch.device("cpu")) for _ in range(2)]
     training, resumed = pair
@@ -54,7 +57,7 @@ def images_after_resuming(pairs):
     resumed.load_state_dict(training.state_dict())
     for each in pair:
         each.begin_epoch()
-    return [each.images.tolist() for each in pair]
+    return [each.images.tolist() for each in pair], training.all_losses()[training.images].tolist()
 
 
 def agreements(rank):
@@ -107,8 +110,12 @@ def test_gradients_of_two_ranks_are_those_of_one_process(ranks, deterministic):
 
 
 def test_resumed_ranks_train_on_the_images_they_would_have(ranks):
-    (straight, *others), resumed = zip(*(images for *_, images in ranks))
+    (straight, *others), resumed = zip(*(images for *_, (images, _) in ranks))
     assert 0 < len(straight) < 21 and others == [straight] and resumed == (straight, straight)
+
+
+def test_no_loss_is_added_up_that_was_of_the_epoch_before(ranks):
+    assert not any(sum(to_come) for *_, (_, to_come) in ranks)
 
 
 def test_ranks_agree_on_the_largest_and_ask_now_and_then(ranks):

@@ -282,6 +282,9 @@ def test_the_page_of_accurate_says_what_teachers_gave():
     assert cells("docs/accurate.md", "| 0.00625 | 48 |")[2] == f"{alone:.2f}%"
     assert cells("docs/accurate.md", "| the same with two teachers")[1] == f"{taught - alone:+.1f}"
     assert f"ended at {rows[0].test_accuracy:.2f}%" in text("results/README.md")
+    two, six = (cells("docs/accurate.md", f"| {views} views |")[3] for views in ("two", "six"))
+    assert f"{two} with two and {six} with six (one seed)" in text("docs/accurate.md")
+    assert f"`taught` {two}, with six 91.43% and {six}" in text("results/README.md")
 
 
 def held_out(design):

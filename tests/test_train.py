@@ -142,11 +142,12 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
     (tmp_path / "2.pt").rename(tmp_path / "3.pt")
     code, _, error = call("--resume", tmp_path / "run")
     assert code == 2 and f"teachers={tmp_path / '2.pt'}: there is no such file" in error
-    other = torch.load(tmp_path / "3.pt", weights_only=True)
-    other["weights"] = {name: weight + 1 for name, weight in other["weights"].items()}
-    torch.save(other, tmp_path / "2.pt")
-    code, _, error = call("--resume", tmp_path / "run")
-    assert code == 2 and "teachers: these are not the" in error and len(error.splitlines()) == 1
+    saved = torch.load(tmp_path / "3.pt", weights_only=True)
+    more = {name: weight + 1 for name, weight in saved["weights"].items()}
+    for other in (saved | {"weights": more}, saved | {"mean": [0.1, 0.2, 0.3]}):
+        torch.save(other, tmp_path / "2.pt")
+        code, _, error = call("--resume", tmp_path / "run")
+        assert code == 2 and "teachers: these are not the" in error and len(error.splitlines()) == 1
     assert call("--resume", tmp_path / "run", "teachers=")[0] == 2
     moved = f"teachers={tmp_path / '1.pt'},{tmp_path / '3.pt'}"
     assert call("--resume", tmp_path / "run", moved)[0] == 0
@@ -187,6 +188,13 @@ def test_a_run_that_leaves_out_images_and_stops_in_a_test_resumes_exactly(
     assert call(*asked)[0] == 130
     assert call("--resume", tmp_path / "run")[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_seconds_count_what_was_trained_before_a_stop(start):
+    training = start()
+    training.step, training.seconds = 1, 1000.0
+    train.train_epoch(training, lambda training: None)
+    assert training.seconds > 1000
 
 
 def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(start, epochs):
