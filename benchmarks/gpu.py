@@ -23,11 +23,13 @@ if __name__ == "__main__":
 
 import torch
 
+import data
+import model
 from benchmarks import throughput, time_to_accuracy
 from harness import devices, folder
 from harness import settings as configuration
 from harness.errors import Parser, one_line_errors
-from train import Training
+from train import Training, load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "accurate.yaml"
@@ -44,6 +46,7 @@ class Plan:
         self.end = time.monotonic() + 60 * minutes
         self.out, self.runs, self.pairs = out, runs, pairs
         self.lines: list[str] = []
+        self.failed = False  # whether a training ended with an error
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -70,7 +73,9 @@ class Plan:
     def ended(self, process: subprocess.Popen) -> bool:
         """Wait for a training, stopping it when the time is over; whether it ended well."""
         try:
-            return process.wait(max(1.0, self.left())) == 0
+            done = process.wait(max(1.0, self.left())) == 0
+            self.failed = self.failed or not done
+            return done
         except subprocess.TimeoutExpired:
             process.terminate()
             process.wait()
@@ -78,14 +83,16 @@ class Plan:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Ask everything in order."""
+    """Ask everything in order. Exit code 1 if a training failed, 2 for a mistake in the settings or data."""
     parser = Parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    with one_line_errors() as outcome:
+    with one_line_errors(data.DataError, model.NetworkError) as outcome:
         arguments = parser.parse_intermixed_args(argv)
-        device = devices.pick(configuration.read(arguments.settings).device)  # mistakes are told first
+        settings = configuration.read(arguments.settings)
+        device = devices.pick(settings.device)
+        load_data(settings)  # so that mistakes are told first, and all trainings find the data decoded
         runs = Path("runs", f"gpu-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
         runs.mkdir(parents=True)
         plan = Plan(arguments.minutes, arguments.out, runs, arguments.settings)
@@ -96,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
                 part(plan)
                 pack(plan)
         print(f"{arguments.out}: report.md, runs.tar.gz")
+        outcome.code = 1 if plan.failed else 0
     return outcome.code
 
 

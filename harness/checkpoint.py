@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import data
 import model
@@ -17,7 +17,7 @@ from harness.errors import UserError, say
 FORMAT = 2
 # What one needs to use a network, and so what best.pt holds.
 FOR_USE = ("format", "torch", "network", "weights", "classes", "mean", "std", "source", "test_accuracy")
-NEEDED = {"network", "weights", "classes", "mean", "std"}
+NEEDED = {"network": str, "weights": dict, "classes": list, "mean": list, "std": list}
 
 
 def about(settings: Any, info: Info) -> dict[str, Any]:
@@ -46,11 +46,27 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found not in (1, FORMAT):
         raise UserError(f"{path}: has format {found}, this program reads formats 1 and {FORMAT}")
-    if not content.keys() >= NEEDED:
+    if not usable(content):
         raise damaged
     if whole and "training" not in content:
         raise UserError(f"{path}: holds weights only; start a new run from them with weights={path}")
     return content
+
+
+def usable(content: dict[str, Any]) -> bool:
+    """Whether all that NEEDED names is there and of the right kind, and every weight a finite number."""
+    if not all(isinstance(content.get(name), kind) for name, kind in NEEDED.items()):
+        return False
+    if [type(value) for value in content["mean"] + content["std"]] != [float] * 6:
+        return False
+    weights = content["weights"].values()
+    return all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in weights)
+
+
+def of_run(run: Path) -> Path:
+    """The file with the weights of a run: last.pt, or weights.pt where nothing else was kept."""
+    kept = run / "weights.pt"
+    return kept if kept.exists() and not (run / "last.pt").exists() else run / "last.pt"
 
 
 def load_for(setting: str, path: Path) -> dict[str, Any]:
@@ -64,11 +80,11 @@ def load_for(setting: str, path: Path) -> dict[str, Any]:
 def check_network(saved: dict[str, Any], network: str, classes: list[str]) -> None:
     """UserError if the checkpoint is of another network or other classes."""
     if saved["network"] != network:
-        raise UserError(f"last.pt holds {saved['network']}, config.yaml says {network}; put it right there")
+        raise UserError(f"the run is of {saved['network']}, config.yaml says {network}; put it right there")
     if saved["classes"] != classes:
         known = f"{len(saved['classes'])} classes ({some(saved['classes'])})"
         now = f"the data has {len(classes)} ({some(classes)})"
-        raise UserError(f"last.pt knows {known}, {now}; give the data it was trained on")
+        raise UserError(f"the run knows {known}, {now}; give the data it was trained on")
 
 
 def check_data(saved: dict[str, Any], info: Info) -> None:

@@ -52,6 +52,8 @@ def start(settings: Settings, device: torch.device, info: Info, network: nn.Modu
     say(f"device    {devices.describe(device)}, {precision}{several}")
     images = f"{info.train_images:,} training and {info.scored_images:,} {info.scored_on} images"
     say(f"data      {info.source}: {images}, {len(info.classes)} classes")
+    if settings.holdout and (settings.weights or settings.teachers):
+        say("note: what weights= and teachers= learnt from must not be held out now: same holdout, same seed")
     say(f"network   {settings.network}")
     say(model.summary(network))
     say(model.facts(network))
@@ -99,8 +101,11 @@ def evaluation(
 ) -> None:
     """Accuracy by class and in total; `logits` (N×classes) by the number of views of an image."""
     right = {views: (each.argmax(1) == labels).double() for views, each in logits.items()}
-    steps = f" and {saved['step']} steps" if saved["step"] else ""
-    print(f"{path}: {saved['network']} after {len(saved['rows'])} epochs{steps}, on {info.source}")
+    trained = ""
+    if "rows" in saved:  # weights alone do not say how long they were trained
+        steps = f" and {saved['step']} steps" if saved["step"] else ""
+        trained = f" after {len(saved['rows'])} epochs{steps}"
+    print(f"{path}: {saved['network']}{trained}, on {info.source}")
     for label, name in enumerate(info.classes):
         share = 100 * right[1][labels == label].mean()
         print(f"{name:>20} {share:6.2f}% of {(labels == label).sum():,} images")

@@ -173,8 +173,9 @@ def of_run(path: Path, pairs: list[str], command: str) -> Settings:
         raise UserError(f"{path}: there is no such run folder")
     before = build(of_begun_run(path))
     settings = build(of_begun_run(path) | read_pairs(pairs))
+    free = {"dataset", "holdout"} if command == "evaluate" else set()
     for name in FIXED:
-        if getattr(settings, name) != getattr(before, name) and (name, command) != ("holdout", "evaluate"):
+        if getattr(settings, name) != getattr(before, name) and name not in free:
             kept = f"a run keeps what it began with, {name}={getattr(before, name)}"
             raise UserError(f"{name}={getattr(settings, name)}: {kept}; start a new run for another")
     return settings

@@ -105,7 +105,20 @@ def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
     assert time.monotonic() - began < 40
     report = (tmp_path / "out" / "report.md").read_text()
     assert "stopped" in report and "## fast" not in report
-    assert gpu.main(["device=tpu", "--out", "out"]) == 2
+
+
+def test_the_gpu_plan_tells_mistakes_first_and_that_a_training_failed(
+    pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for wrong in (["device=tpu"], ["dataset=folder", "data_dir=nowhere"]):
+        assert gpu.main([*wrong, "--out", "out"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.iterdir())
+    monkeypatch.setattr(gpu.Plan, "start", lambda *_: SimpleNamespace(wait=lambda _: 1))
+    monkeypatch.setattr(gpu, "smoke", lambda plan: plan.train("failed"))
+    for part in ("fast", "measure", "accurate"):
+        monkeypatch.setattr(gpu, part, lambda *_: None)
+    assert gpu.main(["dataset=folder", f"data_dir={pictures}", "device=cpu", "--out", "out"]) == 1
 
 
 @pytest.mark.parametrize("name", candidates.DESIGNS)

@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 
@@ -36,6 +37,11 @@ def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished
         assert torch.equal(network[2].weight, saved["weights"]["2.weight"])
 
 
+def change(path, **values):
+    """Give a file of weights other values."""
+    torch.save(torch.load(path, weights_only=True) | values, path)
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -46,6 +52,13 @@ def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished
         (lambda path, raw: path.unlink(), "there is no such file"),
         (lambda path, raw: torch.save({"format": 1, "listing": ""}, path), "no checkpoint of this program"),
         (lambda path, raw: torch.save([1, 2], path), "has format None"),
+        (lambda path, raw: change(path, classes="cat, dog, owl"), "is damaged"),
+        (lambda path, raw: change(path, weights=[1, 2]), "is damaged"),
+        (lambda path, raw: change(path, weights={"0.weight": "1"}), "is damaged"),
+        (lambda path, raw: change(path, network=7), "is damaged"),
+        (lambda path, raw: change(path, mean=0.5), "is damaged"),
+        (lambda path, raw: change(path, std=["a", "b", "c"]), "is damaged"),
+        (lambda path, raw: change(path, weights={"0.weight": torch.tensor([1, math.nan])}), "is damaged"),
     ],
 )
 def test_bad_weights_are_refused_in_one_line(call, arguments, finished, tmp_path, spoil, words):
@@ -87,7 +100,7 @@ def test_the_messages_name_the_data_to_give(finished):
     saved = torch.load(finished / "last.pt", weights_only=True)
     with pytest.raises(
         UserError,
-        match=r"last.pt knows 3 classes \(cat, dog, owl\), the data has 2 \(cat, dog\); give",
+        match=r"the run knows 3 classes \(cat, dog, owl\), the data has 2 \(cat, dog\); give",
     ):
         checkpoint.check_network(saved, "fast", ["cat", "dog"])
 

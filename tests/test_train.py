@@ -18,6 +18,7 @@ import data
 import model
 import train
 from harness import checkpoint, devices, folder, report, settings
+from harness.metrics import best
 
 
 def test_a_whole_run_and_its_files(call, arguments, tmp_path):
@@ -57,6 +58,19 @@ def test_evaluate_equals_the_last_line_of_training(call, finished):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     for words, images in (("cat", 4), ("dog", 4), ("owl", 4), ("in 2 views", 12), ("in 6 views", 12)):
         assert re.search(rf"{words} +[\d.]+% of {images} images", out), words
+
+
+def test_what_is_kept_of_a_run_can_be_evaluated_also_on_other_data(call, finished, pictures, tmp_path):
+    run = tmp_path / "kept"
+    run.mkdir()
+    shutil.copy(finished / "config.yaml", run)
+    shutil.copy(finished / "best.pt", run / "weights.pt")
+    top = best(folder.read_metrics(finished / "metrics.csv")).test_accuracy
+    code, out, _ = call("--evaluate", run)
+    assert code == 0 and f"{top:.2f}% of 12 images" in out and f"{run}: fast, on" in out
+    code, _, error = call("--evaluate", run, "dataset=synthetic")
+    assert code == 2 and "the run knows 3 classes (cat, dog, owl), the data has 10" in error
+    assert call("--resume", run)[0] == 2
 
 
 def test_the_best_weights_are_ready_for_use(finished, pictures):
@@ -468,6 +482,14 @@ def test_held_out_images_are_scored_and_named(call, arguments, tmp_path):
     assert "held-out accuracy" in call("--evaluate", tmp_path / "run")[1]
     assert "test accuracy" in call("--evaluate", tmp_path / "run", "holdout=0")[1]
     assert call("--resume", tmp_path / "run", "holdout=3")[0] == 2
+
+
+def test_a_note_tells_that_held_out_images_may_be_known(call, arguments, finished, tmp_path):
+    known = f"weights={finished / 'best.pt'}"
+    for number, (held_out, told) in enumerate(((6, 1), (0, 0))):
+        run = f"out={tmp_path / str(number)}"
+        code, out, _ = call(*arguments, "epochs=1", "batch_size=5", known, f"holdout={held_out}", run)
+        assert code == 0 and out.count("note: what weights= and teachers= learnt from") == told
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

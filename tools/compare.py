@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,11 +116,8 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
 
 def parameters(run: Run) -> str:
     """How many parameters the run's network has, as its weights tell, else as it is built for ten classes."""
-    for name in ("best.pt", "last.pt"):
-        try:
-            weights = checkpoint.load(run.path / name)["weights"]
-        except UserError:  # there is none
-            continue
+    with suppress(UserError):  # there are no weights
+        weights = checkpoint.load(checkpoint.of_run(run.path))["weights"]
         return f"{sum(each.numel() for layer, each in weights.items() if not layer.endswith(NOT_TRAINED)):,}"
     try:
         return f"{model.count_parameters(model.build(run.settings.get('network', UNKNOWN))):,}"
