@@ -5,8 +5,8 @@
 In this order: a run that is stopped and resumed; `fast` with three seeds as it is, and with compile=on, whole
 commands timed; images per second of `fast` and `accurate`, eager and compiled; in the time that is left
 `accurate`, for as many epochs as fit. DIR gets report.md, written anew after each part, and runs.tar.gz with
-the run folders. Settings given as name=value hold for every training. Without a GPU it runs on the CPU: try
-it there with epochs=2.
+the run folders. The minutes begin when the data are loaded. Settings given as name=value hold for every
+training. Without a GPU it runs on the CPU: try it there with epochs=2.
 """
 
 import signal
@@ -63,7 +63,7 @@ class Plan:
         """Start a training in a process of its own; what it prints goes to NAME.log."""
         with open(self.runs / f"{name}.log", "a", encoding="utf-8") as log:
             command = [sys.executable, str(ROOT / "train.py"), *arguments]
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def train(self, name: str, *arguments: str) -> bool:
         """Train in the run folder `name`; whether it came to its end in time."""
@@ -74,7 +74,7 @@ class Plan:
         """Wait for a training, stopping it when the time is over; whether it ended well."""
         try:
             done = process.wait(max(1.0, self.left())) == 0
-            self.failed = self.failed or not done
+            self.failed |= not done
             return done
         except subprocess.TimeoutExpired:
             process.terminate()
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
                 part(plan)
                 pack(plan)
         print(f"{arguments.out}: report.md, runs.tar.gz")
-        outcome.code = 1 if plan.failed else 0
+        outcome.code = int(plan.failed)
     return outcome.code
 
 
@@ -114,6 +114,7 @@ def smoke(plan: Plan) -> None:
     process = plan.start("smoke", *plan.pairs, "epochs=3", f"out={run}")
     while process.poll() is None and plan.left() > 0 and epochs(run) == 0:
         time.sleep(0.05)
+    plan.failed |= process.poll() is not None and epochs(run) == 0  # it ended by itself
     process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
     stopped = process.wait()
     plan.tell(f"stopped: exit code {stopped}, after {epochs(run)} epochs")

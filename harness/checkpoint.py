@@ -1,6 +1,7 @@
 """Checkpoints: what they say of their run, reading them, and whether they fit what is at hand."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,19 +55,24 @@ def load(path: Path, whole: bool = False) -> dict[str, Any]:
 
 
 def usable(content: dict[str, Any]) -> bool:
-    """Whether all that NEEDED names is there and of the right kind, and every weight a finite number."""
+    """Whether all that NEEDED names is there and of the right kind, and every number finite."""
     if not all(isinstance(content.get(name), kind) for name, kind in NEEDED.items()):
         return False
-    if [type(value) for value in content["mean"] + content["std"]] != [float] * 6:
+    mean, std, weights = content["mean"], content["std"], content["weights"]
+    for values in (mean, std):
+        if len(values) != 3 or not all(isinstance(each, float) and math.isfinite(each) for each in values):
+            return False
+    if min(std) <= 0 or not all(isinstance(name, str) for name in [*content["classes"], *weights]):
         return False
-    weights = content["weights"].values()
-    return all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in weights)
+    return all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in weights.values())
 
 
-def of_run(run: Path) -> Path:
-    """The file with the weights of a run: last.pt, or weights.pt where nothing else was kept."""
-    kept = run / "weights.pt"
-    return kept if kept.exists() and not (run / "last.pt").exists() else run / "last.pt"
+def weights_file(run: Path) -> Path:
+    """The last weights of the run in a folder: last.pt, else weights.pt. UserError if there is neither."""
+    for name in ("last.pt", "weights.pt"):
+        if (run / name).exists():
+            return run / name
+    raise UserError(f"{run}: holds no last.pt or weights.pt; give the folder of a run that does")
 
 
 def load_for(setting: str, path: Path) -> dict[str, Any]:
@@ -80,7 +86,8 @@ def load_for(setting: str, path: Path) -> dict[str, Any]:
 def check_network(saved: dict[str, Any], network: str, classes: list[str]) -> None:
     """UserError if the checkpoint is of another network or other classes."""
     if saved["network"] != network:
-        raise UserError(f"the run is of {saved['network']}, config.yaml says {network}; put it right there")
+        other = f"the weights are of {saved['network']}, config.yaml says {network}"
+        raise UserError(f"{other}; put it right there")
     if saved["classes"] != classes:
         known = f"{len(saved['classes'])} classes ({some(saved['classes'])})"
         now = f"the data has {len(classes)} ({some(classes)})"
@@ -134,9 +141,12 @@ def digests(networks: Sequence[model.Trained]) -> list[str]:
 
 def check_teachers(saved: dict[str, Any], networks: Sequence[model.Trained]) -> None:
     """UserError unless the teachers are the networks that the run began with."""
-    if saved.get("teachers", []) != digests(networks):
-        others = "these are not the networks that the run began with"
-        raise UserError(f"teachers: {others}; give those, wherever they are now, with teachers=")
+    began = saved.get("teachers", [])
+    if networks and not began:
+        raise UserError("teachers: the run began without any; leave teachers= out, or start a new run")
+    if began != digests(networks):
+        others = f"these are not the {len(began)} networks that the run began with"
+        raise UserError(f"teachers: {others}; give those, in the same order, with teachers=")
 
 
 def some(names: list[str]) -> str:

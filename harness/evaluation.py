@@ -17,7 +17,7 @@ def evaluate(settings: Settings, path: Path) -> None:
     """Print the test accuracy of the run in the folder `path`, and draw which classes it takes for which."""
     if devices.world_size() > 1:
         raise UserError("--evaluate needs one device only: start it with python, not torchrun")
-    device, saved = devices.pick(settings.device), checkpoint.load(checkpoint.of_run(path))
+    device, saved = devices.pick(settings.device), checkpoint.load(checkpoint.weights_file(path))
     info, _, test = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
     checkpoint.check_network(saved, settings.network, info.classes)
     network = model.ready(saved).network.to(device, memory_format=torch.channels_last)

@@ -53,7 +53,8 @@ def start(settings: Settings, device: torch.device, info: Info, network: nn.Modu
     images = f"{info.train_images:,} training and {info.scored_images:,} {info.scored_on} images"
     say(f"data      {info.source}: {images}, {len(info.classes)} classes")
     if settings.holdout and (settings.weights or settings.teachers):
-        say("note: what weights= and teachers= learnt from must not be held out now: same holdout, same seed")
+        known = "else they know images that are held out now"
+        say(f"note: weights and teachers must have been trained with this holdout and seed, {known}")
     say(f"network   {settings.network}")
     say(model.summary(network))
     say(model.facts(network))
@@ -102,7 +103,7 @@ def evaluation(
     """Accuracy by class and in total; `logits` (N×classes) by the number of views of an image."""
     right = {views: (each.argmax(1) == labels).double() for views, each in logits.items()}
     trained = ""
-    if "rows" in saved:  # weights alone do not say how long they were trained
+    if {"rows", "step"} <= saved.keys():  # weights alone do not say how long they were trained
         steps = f" and {saved['step']} steps" if saved["step"] else ""
         trained = f" after {len(saved['rows'])} epochs{steps}"
     print(f"{path}: {saved['network']}{trained}, on {info.source}")

@@ -58,6 +58,9 @@ def change(path, **values):
         (lambda path, raw: change(path, network=7), "is damaged"),
         (lambda path, raw: change(path, mean=0.5), "is damaged"),
         (lambda path, raw: change(path, std=["a", "b", "c"]), "is damaged"),
+        (lambda path, raw: change(path, std=[0.0, 0.1, 0.1]), "is damaged"),
+        (lambda path, raw: change(path, mean=[0.1, math.nan, 0.1]), "is damaged"),
+        (lambda path, raw: change(path, classes=[1, 2, 3]), "is damaged"),
         (lambda path, raw: change(path, weights={"0.weight": torch.tensor([1, math.nan])}), "is damaged"),
     ],
 )

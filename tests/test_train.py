@@ -71,6 +71,9 @@ def test_what_is_kept_of_a_run_can_be_evaluated_also_on_other_data(call, finishe
     code, _, error = call("--evaluate", run, "dataset=synthetic")
     assert code == 2 and "the run knows 3 classes (cat, dog, owl), the data has 10" in error
     assert call("--resume", run)[0] == 2
+    (run / "weights.pt").unlink()
+    code, _, error = call("--evaluate", run)
+    assert code == 2 and f"{run}: holds no last.pt or weights.pt" in error
 
 
 def test_the_best_weights_are_ready_for_use(finished, pictures):
@@ -162,10 +165,13 @@ def test_a_taught_run_resumes_exactly_and_only_with_its_teachers(
         torch.save(other, tmp_path / "2.pt")
         code, _, error = call("--resume", tmp_path / "run")
         assert code == 2 and "teachers: these are not the" in error and len(error.splitlines()) == 1
-    assert call("--resume", tmp_path / "run", "teachers=")[0] == 2
+    code, _, error = call("--resume", tmp_path / "run", "teachers=")
+    assert code == 2 and "these are not the 2 networks that the run began with" in error
     moved = f"teachers={tmp_path / '1.pt'},{tmp_path / '3.pt'}"
     assert call("--resume", tmp_path / "run", moved)[0] == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
+    code, _, error = call("--resume", finished, moved)
+    assert code == 2 and "teachers: the run began without any" in error
 
 
 def test_training_images_are_changed_as_the_settings_say(start):
@@ -489,7 +495,7 @@ def test_a_note_tells_that_held_out_images_may_be_known(call, arguments, finishe
     for number, (held_out, told) in enumerate(((6, 1), (0, 0))):
         run = f"out={tmp_path / str(number)}"
         code, out, _ = call(*arguments, "epochs=1", "batch_size=5", known, f"holdout={held_out}", run)
-        assert code == 0 and out.count("note: what weights= and teachers= learnt from") == told
+        assert code == 0 and out.count("note: weights and teachers must have") == told
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,8 +115,11 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
 
 def parameters(run: Run) -> str:
     """How many parameters the run's network has, as its weights tell, else as it is built for ten classes."""
-    with suppress(UserError):  # there are no weights
-        weights = checkpoint.load(checkpoint.of_run(run.path))["weights"]
+    for name in ("best.pt", "last.pt", "weights.pt"):
+        try:
+            weights = checkpoint.load(run.path / name)["weights"]
+        except UserError:  # there is none
+            continue
         return f"{sum(each.numel() for layer, each in weights.items() if not layer.endswith(NOT_TRAINED)):,}"
     try:
         return f"{model.count_parameters(model.build(run.settings.get('network', UNKNOWN))):,}"

@@ -65,7 +65,7 @@ def weights(run: Path | None) -> Path:
     """The file of weights that --run means, which may be a folder; those shipped without it."""
     if run is None:
         return SHIPPED
-    return checkpoint.of_run(run) if run.is_dir() else run
+    return checkpoint.weights_file(run) if run.is_dir() else run
 
 
 def files(words: Iterable[str]) -> Iterator[Path]:
