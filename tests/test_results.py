@@ -273,6 +273,30 @@ def test_the_page_of_accurate_says_what_less_weight_decay_gave():
     assert cells("docs/accurate.md", "| `weight_decay=1e-4` in place of")[1] == f"{now - before:+.1f}"
 
 
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        ("| `weight_decay=5e-4` |", "decay-5e-4"),
+        ("| the same, but none on BatchNorm", "decay-5e-4-spared"),
+        ("| `weight_decay=1e-4` |", "decay-1e-4"),
+    ],
+)
+def test_the_page_of_accurate_has_the_trials_of_weight_decay(start, name):
+    trial = TRIALS[f"trial-{name}"]
+    recorded = [f"{trial['accuracy']}%", trial["loss"], f"{trial['train_accuracy']}%"]
+    assert cells("docs/accurate.md", start)[1:] == recorded
+
+
+def test_the_page_of_accurate_says_what_weight_decay_gave_in_a_short_run():
+    strong, spared, weak = (figures(f"trial-decay-{name}")[0] for name in ("5e-4", "5e-4-spared", "1e-4"))
+    for start, points in (
+        ("| the same in a short run", weak - strong),
+        ("| no weight decay on", spared - strong),
+    ):
+        assert cells("docs/accurate.md", start)[1] == f"{points:+.1f}".replace("-", "−")
+    assert f"cost {strong - spared:.1f} points in a short run" in text("docs/accurate.md")
+
+
 def test_the_page_of_accurate_says_what_teachers_gave():
     rows = folder.read_metrics(RUNS["taught"] / "metrics.csv")
     for row in rows[11::12]:
