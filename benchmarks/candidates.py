@@ -205,6 +205,7 @@ PUBLISHED = [
 ]
 TRIALS = {
     "recipe": Trial(),
+    "decay-1e-3": Trial(["weight_decay=1e-3"]),
     "decay-5e-4": Trial(["weight_decay=5e-4"]),
     "decay-2e-4": Trial(["weight_decay=2e-4"]),
     "decay-5e-5": Trial(["weight_decay=5e-5"]),
