@@ -311,6 +311,14 @@ def test_the_page_of_accurate_says_what_teachers_gave():
     assert f"`taught` {two}, with six 91.43% and {six}" in text("results/README.md")
 
 
+def test_the_page_of_accurate_says_what_an_equal_teacher_gave():
+    page, alone, taught = text("docs/accurate.md"), TRIALS["trial-decay-1e-4"], TRIALS["trial-taught-by-one"]
+    assert f"`accurate` had {alone['accuracy']}%" in page and f"ended at {taught['accuracy']}% too" in page
+    assert f"{taught['loss']} in place of {alone['loss']}" in page
+    points = float(taught["accuracy"]) - float(alone["accuracy"])
+    assert cells("docs/accurate.md", "| one teacher that is as good")[1] == f"{points:.1f}"
+
+
 def held_out(design):
     """The accuracy that a design for `accurate` had on held-out images after 30 epochs."""
     return float(TRIALS[f"candidates/{design}"]["accuracy"])
