@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
     recipe = tmp_path / "accurate.yaml"
     recipe.write_text("network: s8-strided\nepochs: 2\nstep_size: 1\nsmall_epochs: 0\n")
     monkeypatch.setattr(gpu, "RECIPE", recipe)
-    asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=2", "batch_size=8"]
+    from_here = os.path.relpath(pictures)
+    asked = ["dataset=folder", f"data_dir={from_here}", "device=cpu", "epochs=2", "batch_size=8"]
     assert gpu.main([*asked, "--minutes", "100", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
     report = (tmp_path / "out" / "report.md").read_text()

@@ -141,12 +141,14 @@ def test_compare_shows_what_can_be_read_and_names_what_cannot(finished, own, tmp
 def test_compare_counts_the_parameters_of_any_network(finished, own, tmp_path, capsys):
     unknown = shutil.copytree(own, tmp_path / "unknown", ignore=shutil.ignore_patterns("*.pt"))
     recorded = shutil.copytree(finished, tmp_path / "recorded", ignore=shutil.ignore_patterns("*.pt"))
-    runs = [str(finished), str(own), str(unknown), str(recorded)]
+    kept = shutil.copytree(recorded, tmp_path / "kept")
+    shutil.copy(finished / "best.pt", kept / "weights.pt")
+    runs = [str(finished), str(own), str(unknown), str(recorded), str(kept)]
     assert compare.main([*runs, "--picture", str(tmp_path / "all.png")]) == 0
     rows = cells(capsys.readouterr().out)
-    assert [row["network"] for row in rows] == ["fast", "mine", "mine", "fast"]
+    assert [row["network"] for row in rows] == ["fast", "mine", "mine", "fast", "fast"]
     three = f"{197_872 - 7 * 72:,}"  # classes, not ten
-    assert [row["parameters"] for row in rows] == [three, three, "?", "197,872"]
+    assert [row["parameters"] for row in rows] == [three, three, "?", "197,872", three]
 
 
 def test_compare_takes_runs_of_other_versions_without_epochs_and_of_held_out_images(
