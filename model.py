@@ -292,7 +292,7 @@ def build(name: str, num_classes: int = 10, dropout: float = 0.0) -> Network:
     """The network `name` with fresh weights. NetworkError if unknown or of 200,000 parameters or more."""
     if name not in NETWORKS:
         known = ", ".join(NETWORKS)
-        raise NetworkError(f"unknown network {name!r}: choose one of {known}, or add yours to NETWORKS first")
+        raise NetworkError(f"unknown network {name!r}: choose one of {known} or add yours to NETWORKS first")
     network = NETWORKS[name](num_classes, dropout)
     if (count := count_parameters(network)) >= LIMIT:
         counts = {other: count_parameters(NETWORKS[other](num_classes, dropout)) for other in NETWORKS}

@@ -209,7 +209,6 @@ TRIALS = {
     "decay-5e-4": Trial(["weight_decay=5e-4"]),
     "decay-2e-4": Trial(["weight_decay=2e-4"]),
     "decay-5e-5": Trial(["weight_decay=5e-5"]),
-    "decay-spared": Trial(optimizer=spared),
     "decay-5e-4-spared": Trial(["weight_decay=5e-4"], optimizer=spared),
     "smoothing-0": Trial(["label_smoothing=0"]),
     "smoothing-0.02": Trial(["label_smoothing=0.02"]),

@@ -103,7 +103,7 @@ def evaluation(
     """Accuracy by class and in total; `logits` (N×classes) by the number of views of an image."""
     right = {views: (each.argmax(1) == labels).double() for views, each in logits.items()}
     trained = ""
-    if {"rows", "step"} <= saved.keys():  # weights alone do not say how long they were trained
+    if "training" in saved:  # weights alone do not say how long they were trained
         steps = f" and {saved['step']} steps" if saved["step"] else ""
         trained = f" after {len(saved['rows'])} epochs{steps}"
     print(f"{path}: {saved['network']}{trained}, on {info.source}")

@@ -50,7 +50,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on. Beside each type stands what it allows: an interval, names, or SEVERAL."""
+    """Everything a run depends on. Beside each type stands what it allows: an interval, names or SEVERAL."""
 
     network: Annotated[str, model.NETWORKS]  # the dictionary, for one may add to it
     dropout: Annotated[float, "[0, 1)"]

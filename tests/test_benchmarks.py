@@ -176,7 +176,7 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
 
     monkeypatch.setattr(train, "main", main)
     call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "smoothing-0,decay-spared,erasing,g8b2", "--out", str(tmp_path)]
+    call += ["--only", "smoothing-0,decay-5e-4-spared,erasing,g8b2", "--out", str(tmp_path)]
     assert candidates.main(call) == candidates.main(call) == 0
     plain = (torch.optim.SGD, data.Loader)
     changed = (torch.optim.SGD, candidates.ChangedLoader)
@@ -185,7 +185,7 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     assert out.count("epoch   1/1") == 4 and out.count("nothing to do") == 4
     head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
     assert head.split(",") == candidates.COLUMNS and len(lines) == 4
-    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-spared,0,", "erasing,0,", "g8b2,0,")
+    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-5e-4-spared,0,", "erasing,0,", "g8b2,0,")
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
     kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
