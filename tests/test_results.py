@@ -276,6 +276,7 @@ def test_the_page_of_accurate_says_what_less_weight_decay_gave():
 @pytest.mark.parametrize(
     "start, name",
     [
+        ("| `weight_decay=1e-3` |", "decay-1e-3"),
         ("| `weight_decay=5e-4` |", "decay-5e-4"),
         ("| the same, but none on BatchNorm", "decay-5e-4-spared"),
         ("| `weight_decay=1e-4` |", "decay-1e-4"),
