@@ -120,6 +120,15 @@ def grouped(classes: int, dropout: float, per_group: int = 8) -> Network:
     return network
 
 
+def attentive(classes: int, dropout: float) -> Network:
+    """`accurate` with channel attention at the end of each block."""
+    network = model.accurate(classes, dropout)
+    for block in network:
+        if isinstance(block, PreActivation):
+            block.second.append(ChannelAttention())
+    return network
+
+
 def moonshine(classes: int, dropout: float, per_group: int, blocks: int = 6) -> Network:
     """Moonshine's WRN-40-2 of grouped bottlenecks: `blocks` each at 32, 16 and 8 pixels."""
     layers: list[nn.Module] = [convolution(3, 16)]
@@ -183,6 +192,7 @@ DESIGNS = {
     "g16b2": partial(moonshine, per_group=16, blocks=5),
     "inverted-eca": inverted,
     "accurate-grouped": grouped,
+    "accurate-eca": attentive,
 }
 
 
