@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(settings: Settings, resume: Path | None = None) -> None:
-    """Settings -> device -> data -> network -> epochs -> run folder."""
-    device, dataset = devices.pick(settings.device), load_data(settings)
+    """Settings -> device -> run folder -> data -> network -> epochs."""
+    device = devices.pick(settings.device)
     with run_folder(settings, resume) as folder:
-        training = Training(settings, dataset, device)
+        training = Training(settings, load_data(settings), device)
         if settings.weights and not resume:
             networks = [training.network, training.average.network]
             checkpoint.start_from(networks, Path(settings.weights), training.info.classes)
@@ -98,7 +98,7 @@ class Training:
         self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
         self.network = fresh_network(settings, self.large, device)
         self.average = MovingAverage(self.network)
-        self.teachers = checkpoint.teachers(settings.teachers, dataset.info.classes, self.small.size)
+        self.teachers = checkpoint.teachers(settings.teacher_files, dataset.info.classes, self.small.size)
         for teacher in self.teachers:
             teacher.to(device, memory_format=torch.channels_last)
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it

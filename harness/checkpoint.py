@@ -112,13 +112,13 @@ def check_data(saved: dict[str, Any], info: Info) -> None:
         raise UserError(f"{changed}; bring back what was there, or start a new run")
 
 
-def teachers(paths: str, classes: list[str], size: int) -> list[model.Trained]:
-    """The trained networks in files separated by commas.
+def teachers(paths: list[Path], classes: list[str], size: int) -> list[model.Trained]:
+    """The trained networks in files.
 
     UserError if one is not there, knows other classes, or cannot take images of `size`×`size` pixels.
     """
     networks = []
-    for path in map(Path, filter(None, paths.split(","))):
+    for path in paths:
         saved = load_for("teachers", path)
         if saved["classes"] != classes:
             other = f"knows other classes ({some(saved['classes'])}) than the data ({some(classes)})"

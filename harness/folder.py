@@ -221,9 +221,9 @@ def fresh(network: str) -> Path:
 
 def refuse_class(path: Path, settings: Settings) -> None:
     """UserError if the run folder would lie among the folders of data_dir that are classes."""
-    root = Path(settings.data_dir)
-    flat = settings.dataset == "folder" and not (root / "train").is_dir()
-    if flat and root.resolve() in path.resolve().parents:
+    root = Path(settings.data_dir).resolve()
+    parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
+    if settings.dataset == "folder" and not set(parts).isdisjoint(path.resolve().parents):
         raise UserError(f"{path}: lies in data_dir and would be a class; give a folder elsewhere with out=")
 
 

@@ -102,6 +102,11 @@ class Settings:
         """How many epochs, the first, train on small images: small_epochs, or half of all."""
         return self.epochs // 2 if self.small_epochs is None else self.small_epochs
 
+    @property
+    def teacher_files(self) -> list[Path]:
+        """The files that `teachers` names."""
+        return [Path(path) for path in self.teachers.split(",") if path]
+
     def left_out(self, epoch: int) -> float:
         """The share of the training images that an epoch, counted from 0, leaves out."""
         return data.left_out(self.leave_out, self.epochs, epoch)
@@ -136,11 +141,15 @@ def parse(argv: list[str] | None, description: str) -> Command:
         raise UserError(f"--{' and --'.join(options)} do not go together; give one of them")
     for name in options.keys() - {"config"}:
         run = Path(local_path(f"--{name} ", options[name]))
-        return Command(name, of_run(run, pairs, name), run)
+        settings = of_run(run, pairs, name)
+        if name == "resume":
+            check_teachers(settings)
+        return Command(name, settings, run)
     config = options.get("config")
     if config is not None:
         config = local_path("--config ", config)
     settings = read(pairs, config)
+    check_teachers(settings)
     return Command("run", with_network_of_weights(settings, "network" in given(pairs, config)), None)
 
 
@@ -163,6 +172,12 @@ def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
         wrong = f"weights={path}: holds {network}, not {settings.network}"
         raise UserError(f"{wrong}; leave network= out, or give other weights")
     return dataclasses.replace(settings, network=convert("network", Text(network, str(path))))
+
+
+def check_teachers(settings: Settings) -> None:
+    """UserError where a file of `teachers` cannot be read. Said here, before the data take their time."""
+    for path in settings.teacher_files:
+        checkpoint.load_for("teachers", path)
 
 
 def of_run(path: Path, pairs: list[str], command: str) -> Settings:
