@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import FirstRankFailed, UserError, say
@@ -26,22 +27,45 @@ STOPPING = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def pick(name: str) -> torch.device:
-    """The device `name`; `auto` is CUDA where torch has it, else the CPU. UserError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        keep_memory()
-        flush_denormals()
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    """The device `name`; `auto` is CUDA where it works, else the CPU. UserError if it cannot be had."""
+    if name == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: torch finds none on this machine; use device=auto or device=cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return pick_cpu()
     number, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if number >= devices:
         raise UserError(
             f"torch finds {devices} CUDA devices; start no more processes than that with torchrun"
         )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", number)
+    if not (reason := cuda_fails(device)):
+        return device
+    wrong = f"{device} does not work with this torch ({reason}); see docs/devices.md"
+    if name == "cuda" or world_size() > 1:
+        raise UserError(f"device={name}: {wrong}, or use device=cpu")
+    say(f"note: {wrong}. The training takes the CPU")
+    return pick_cpu()
+
+
+def pick_cpu() -> torch.device:
+    """The CPU, made ready to train on."""
+    keep_memory()
+    flush_denormals()
+    return torch.device("cpu")
+
+
+def cuda_fails(device: torch.device) -> str:
+    """Make a CUDA device the current one and try a small convolution there. What went wrong, or nothing.
+
+    torch finds every card, also one that it holds no code for, such as a card too old for its CUDA.
+    """
+    try:
+        torch.cuda.set_device(device)
+        images, weight = torch.ones(1, 3, 8, 8, device=device), torch.ones(3, 3, 3, 3, device=device)
+        F.conv2d(images, weight).sum().item()
+    except RuntimeError as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return ""
 
 
 def keep_memory() -> None:

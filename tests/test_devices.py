@@ -18,7 +18,7 @@ from torch import nn
 
 import train
 from harness import checkpoint, devices, folder, settings
-from harness.errors import FirstRankFailed
+from harness.errors import FirstRankFailed, UserError
 
 windows = sys.platform == "win32"
 needs_torchrun = pytest.mark.skipif(windows, reason="torchrun needs libuv, which torch for Windows lacks")
@@ -236,6 +236,27 @@ def test_auto_is_cuda_or_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert devices.pick("auto").type == "cpu"
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_not_taken(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    for owner, name, value in (
+        (torch.cuda, "is_available", lambda: True),
+        (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "set_device", lambda device: None),
+        (torch, "ones", fail),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    assert devices.pick("auto").type == "cpu"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("note: cuda:0 does not work") and "no kernel image is available)" in line
+    with pytest.raises(UserError, match="device=cuda: cuda:0 does not work .*device=cpu"):
+        devices.pick("cuda")
+    monkeypatch.setattr(devices, "world_size", lambda: 2)  # one rank alone must not take another device
+    with pytest.raises(UserError, match="device=auto"):
+        devices.pick("auto")
 
 
 def test_peak_memory_is_that_of_the_device(monkeypatch):
