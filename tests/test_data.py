@@ -1,7 +1,11 @@
 import errno
+import hashlib
 import os
+import pickle
 import shutil
 import sys
+import tarfile
+from http.client import HTTPException
 
 import numpy as np
 import pytest
@@ -387,6 +391,45 @@ def test_data_know_what_they_hold(copy):
     os.rename(copy / "test" / "dog" / "0.png", copy / "test" / "dog" / "9.png")  # now the last
     after = data.load("folder", copy).info
     assert after.train_digest == before.train_digest and after.test_digest != before.test_digest
+
+
+def test_cifar10_comes_from_the_next_server_if_one_fails(tmp_path, monkeypatch, capsys):
+    """A small archive takes the place of the real one."""
+    source = tmp_path / "cifar-10-batches-py"
+    source.mkdir()
+    lists, number = {"train_list": [], "test_list": []}, 0
+    for part, names in (("train_list", ("data_batch_1", "data_batch_2")), ("test_list", ("test_batch",))):
+        for name in names:
+            images = np.full((1, 3072), number, dtype=np.uint8)
+            (source / name).write_bytes(pickle.dumps({"data": images, "labels": [number]}))
+            lists[part].append([name, hashlib.md5((source / name).read_bytes()).hexdigest()])
+            number += 1
+    (source / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog", "owl"]}))
+    with tarfile.open(tmp_path / "archive", "w:gz") as archive:
+        archive.add(source, source.name)
+    meta = hashlib.md5((source / "batches.meta").read_bytes()).hexdigest()
+    for name, value in (
+        *lists.items(),
+        ("tgz_md5", hashlib.md5((tmp_path / "archive").read_bytes()).hexdigest()),
+        ("meta", data.CIFAR10.meta | {"md5": meta}),
+    ):
+        monkeypatch.setattr(data.CIFAR10, name, value)
+    asked = []
+
+    def retrieve(url, path, *_):
+        asked.append(url)
+        if "zenodo" in url:
+            raise HTTPException("an odd answer")
+        shutil.copy(tmp_path / "archive", path)
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", retrieve)
+    _, classes, train, test = data.cifar10(tmp_path / "data")
+    assert classes == ["cat", "dog", "owl"] and asked == [data.FromZenodo.url, data.CIFAR10.url]
+    assert train.labels.tolist() == [0, 1] and test.images.unique().tolist() == [2]
+    assert capsys.readouterr().out.count("zenodo.org") == 1
+    data.cifar10(tmp_path / "data")
+    assert len(asked) == 2
 
 
 def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
