@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -35,6 +35,16 @@ SIZE = 32
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
 TEST_NAMES = ("val", "valid", "validation")  # what others call test/
 SHOWN = 5  # of many bad files
+ORIENTATION = 0x0112  # the number of that entry in EXIF data
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 FETCH_ERRORS = (OSError, RuntimeError, EOFError, tarfile.TarError, HTTPException)
 
 
@@ -386,7 +396,7 @@ def decode(path: str | Path) -> Tensor:
     """
     try:
         with open_picture(path) as image:
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode[0] in "IF":
@@ -401,6 +411,12 @@ def decode(path: str | Path) -> Tensor:
     except Exception as error:  # Pillow's decoders raise whatever they trip over
         reason = "it is of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read as a picture ({reason})") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data ask. Pillow's exif_transpose fails where others of them are odd."""
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return image if turn is None else image.transpose(turn)
 
 
 def open_picture(path: str | Path) -> Image.Image:

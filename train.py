@@ -100,7 +100,7 @@ class Training:
         self.average = MovingAverage(self.network)
         self.teachers = checkpoint.teachers(settings.teacher_files, dataset.info.classes, self.small.size)
         for teacher in self.teachers:
-            teacher.to(device, memory_format=torch.channels_last)
+            devices.place(teacher, device)
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
         if settings.compile:
             devices.compiled(self.network, device)
@@ -358,7 +358,7 @@ def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> n
         raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:
         model.whiten(network, loader.plain(2000).cpu())
-    return network.to(device, memory_format=torch.channels_last)
+    return devices.place(network, device)
 
 
 if __name__ == "__main__":

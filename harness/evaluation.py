@@ -20,7 +20,7 @@ def evaluate(settings: Settings, path: Path) -> None:
     device, saved = devices.pick(settings.device), checkpoint.load(checkpoint.weights_file(path))
     info, _, test = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
     checkpoint.check_network(saved, settings.network, info.classes)
-    network = model.ready(saved).network.to(device, memory_format=torch.channels_last)
+    network = devices.place(model.ready(saved).network, device)
     images = data.Loader(test, info._replace(mean=saved["mean"], std=saved["std"]), TEST_BATCH, device)
     with torch.no_grad(), devices.autocast(device, settings.precision):
         logits = {

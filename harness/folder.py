@@ -255,7 +255,8 @@ def locked(folder: Path, resume: Path | None) -> Iterator[None]:
     except filelock.Timeout:
         name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         other = "or stop it" if resume else "stop it, or choose another out="
-        raise UserError(f"{folder}: {name} is writing there; wait for it, {other}") from None
+        gone = f"if it is long gone, delete {lock.lock_file}"
+        raise UserError(f"{folder}: {name} is writing there; wait for it, {other}; {gone}") from None
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise

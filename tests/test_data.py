@@ -3,6 +3,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import struct
 import sys
 import tarfile
 from http.client import HTTPException
@@ -13,7 +14,7 @@ import torch
 from conftest import CLASSES
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 import data
 from data import Augmentation, DataError, Info, Loader, Split
@@ -228,14 +229,26 @@ def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
         assert data.decode(path).unique().tolist() == [7]
 
 
-def test_turned_photograph_is_set_upright(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+def test_turned_photograph_is_set_upright(tmp_path, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.info["exif"] = exif.tobytes()
+    wanted = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(data.decode(tmp_path / "turned.png").permute(1, 2, 0).numpy(), wanted)
+
+
+def test_odd_words_of_a_camera_refuse_no_photograph(tmp_path):
+    entries = [(0x0112, 3, 6), (0x011C, 4, 99_999)]  # turned; and a number too large for what it stands for
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    exif += b"".join(struct.pack("<HHII", name, kind, 1, value) for name, kind, value in entries) + bytes(4)
     image = Image.new("RGB", (32, 32), "black")
     image.paste("white", (0, 0, 32, 16))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = data.decode(tmp_path / "turned.png")[0]
-    assert upright[:, 16:].min() == 255 and upright[:, :16].max() == 0
+    image.save(tmp_path / "odd.jpg", exif=exif)
+    upright = data.decode(tmp_path / "odd.jpg")[0]
+    assert upright[:, 16:].min() > 200 and upright[:, :16].max() < 50
 
 
 def deeper(folder, name):

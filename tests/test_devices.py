@@ -16,6 +16,7 @@ from conftest import FILES, settings_of_run
 from soak import ROOT, launch
 from torch import nn
 
+import model
 import train
 from harness import checkpoint, devices, folder, settings
 from harness.errors import FirstRankFailed, UserError
@@ -257,6 +258,29 @@ def test_a_gpu_that_torch_has_no_code_for_is_not_taken(monkeypatch, capsys):
     monkeypatch.setattr(devices, "world_size", lambda: 2)  # one rank alone must not take another device
     with pytest.raises(UserError, match="device=auto"):
         devices.pick("auto")
+
+
+@pytest.mark.parametrize("name, usual_order", [("separable", True), ("fast", False)])
+def test_without_onednn_depthwise_networks_keep_the_usual_order(name, usual_order, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network, seen = model.build(name).eval(), []
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    before = network(images)
+    network = devices.place(network, torch.device("cpu"))
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    assert torch.allclose(network(images), before, atol=1e-4)
+    assert set(seen[:-1]) == {usual_order}  # the last has one pixel, which is in every order
+    assert convolutions[0].weight.is_contiguous() == usual_order
+
+
+def test_without_onednn_nothing_is_left_to_nnpack(monkeypatch):
+    flags = []
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.nnpack, "set_flags", flags.append)
+    devices.pick("cpu")
+    assert flags == [False]
 
 
 def test_peak_memory_is_that_of_the_device(monkeypatch):
