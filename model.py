@@ -249,8 +249,12 @@ def study(
     for stage, width in enumerate(widths):
         if stage and down in ("max", "average"):
             layers.append(nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2))
-        for strided in (stage > 0 and down == "stride", False):
-            options = {"stride": 2} if strided else {"dilation": 2**stage} if down == "dilation" else {}
+        for unit in range(2):
+            options = {}
+            if down == "dilation":
+                options["dilation"] = 2**stage
+            if down == "stride" and stage > 0 and unit == 0:
+                options["stride"] = 2
             layer = normalised(*kind(inputs, width, **options))
             layers += [Residual(*layer)] if residual and inputs == width else layer
             inputs = width
@@ -344,8 +348,9 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], last_layer: boo
     Raises NetworkError if they are those of other layers.
     """
     if not last_layer:
-        *_, last = network.state_dict()
-        weights = weights | {last: network.state_dict()[last]}
+        own = network.state_dict()
+        last = list(own)[-1].rpartition(".")[0] + "."  # such as "24.", which has a weight and maybe a bias
+        weights = weights | {name: tensor for name, tensor in own.items() if name.startswith(last)}
     try:
         network.load_state_dict(weights)
     except RuntimeError:

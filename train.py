@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main takes over: no traceback for Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while torch loads
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     It is 0 when done, 1 if a file cannot be written, 2 for a user error, 128 + signal if stopped.
     """
+    # These two exceptions are, like UserError, the user's mistakes: one line, exit code 2.
     with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
         command, settings, path = parse(argv, __doc__)
         if command == "evaluate":
@@ -64,7 +65,8 @@ def run(settings: Settings, resume: Path | None = None) -> None:
         report.start(settings, device, training.info, training.network)
         if resume:
             report.resumed(settings, folder.saved["settings"], training.epoch, training.lr)
-        folder.draw("samples", lambda: pictures.samples(*training.large.seen(32), training.info))
+        images, labels = training.large.seen(32)
+        folder.draw("samples", lambda: pictures.samples(images, labels, training.info))
         while training.epoch < settings.epochs:
             train = train_epoch(training, folder.after_batch)
             test = test_epoch(training, folder.after_batch)
@@ -91,7 +93,7 @@ class Training:
         self.settings, self.info, self.device = settings, dataset.info, device
         self.autocast = devices.autocast(device, settings.precision)
         self.large = training_loader(settings, dataset, data.SIZE, device)
-        self.small = self.large
+        self.small = self.large  # for the first epochs: smaller images take less time
         if settings.epochs_on_small:
             self.small = training_loader(settings, dataset, settings.small_size, device)
         batch_size = TEST_BATCH * devices.world_size()  # of all ranks together
@@ -113,11 +115,13 @@ class Training:
             fused=True,
         )
         self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
-        self.lr = settings.lr  # of the epoch under way, without the warm-up; StepLR lowers it in end_epoch
+        # Of the epoch under way; StepLR lowers it in end_epoch. A step of the warm-up has less: see set_lr.
+        self.lr = settings.lr
         self.lr_since = 0  # the epoch that began with settings.lr
         self.rows: list[Row] = []  # one for each epoch done
         # Of each training image, when last seen. All ranks hold the same, but for the images of the epoch
-        # under way: of those a rank holds what it has seen itself, and 0 for the others.
+        # under way: of those a rank holds what it has seen itself, and 0 for the others, so that the sum over
+        # the ranks has each once.
         self.losses = torch.zeros(len(dataset.train.labels), device=device)
         self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:
@@ -142,7 +146,7 @@ class Training:
         return self.loader.steps(len(self.images))
 
     def begin_epoch(self) -> None:
-        """Choose the images of the epoch: all, or those that the network knows least."""
+        """Choose the images of the epoch: all, or, to save time, those that the network knows least."""
         self.losses = self.all_losses()
         left_out = self.settings.left_out(self.epoch)
         self.images = data.least_known(self.losses, left_out, self.settings.batch_size)
@@ -196,12 +200,12 @@ class Training:
         self.rows = [Row(*row) for row in state["rows"]]
         changed = self.settings.lr != state["settings"]["lr"]
         self.lr_since = self.epoch if changed else state["lr_since"]
-        self.lr = self.settings.lr  # and from there on as StepLR would have lowered it
-        for epoch in range(self.lr_since + 1, self.epoch + 1):
-            if epoch % self.settings.fall_every == 0:
-                self.lr *= self.settings.gamma
+        set_lr(self.optimizer, self.settings.lr)
         self.optimizer.step()  # changes nothing without gradients, but StepLR warns if it never saw one
-        self.scheduler.last_epoch = self.epoch
+        self.scheduler.last_epoch = self.lr_since  # from there on lr falls as in a run that never stopped
+        for _ in range(self.lr_since, self.epoch):
+            self.scheduler.step()
+        self.lr = self.optimizer.param_groups[0]["lr"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.images = state["images"].to(self.device)
         self.losses.copy_(state["losses"])
@@ -240,11 +244,13 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
     training.network.train()
     began = time.perf_counter() - training.seconds  # of earlier, if the run was resumed in this epoch
     for batch in training.loader.batches(training.epoch, training.step, training.images):
-        batch = ask_teachers(training, batch)
+        if training.teachers:
+            batch = ask_teachers(training, batch)
         seed_dropout(training)
         set_lr(training.optimizer, training.lr * warmup_factor(training))
         logits, losses = forward(training, training.ddp, batch)
-        # On one rank this is losses.mean(). DDP takes the mean over ranks, whose batches may differ in size.
+        # On one rank this is losses.mean(). DDP divides gradients by the number of ranks, whose batches may
+        # differ in size.
         loss = losses.sum() * devices.world_size() / batch.images_on_all_ranks
         loss.backward()
         training.optimizer.step()
@@ -283,19 +289,18 @@ def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tenso
     """
     with training.autocast:
         logits = network(batch.images).float()
+    # "none": not reduced to their mean, for the loss of each image is remembered.
     smoothing = training.settings.label_smoothing
     return logits, F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
 
 
 @torch.no_grad()
 def ask_teachers(training: Training, batch: Batch) -> Batch:
-    """The batch; with teachers, each label is now the mean of itself and their answer for the changed image.
+    """The batch, each label the mean of what it was and the teachers' answer for the changed image.
 
     Their answer is the mean of their softmax. After Hinton et al., "Distilling the Knowledge in a Neural
     Network" (2015), without a temperature.
     """
-    if not training.teachers:
-        return batch
     # From 0 to 1, for each teacher normalises by the means of the images that it was trained on.
     images, classes = training.loader.pixels(batch.images), len(training.info.classes)
     with training.autocast:
@@ -312,21 +317,21 @@ def set_lr(optimizer: SGD, lr: float) -> None:
 
 def warmup_factor(training: Training) -> float:
     """A factor on the learning rate of this step, which rises to 1 over the first `warmup_epochs`."""
-    done = training.epoch * training.steps + training.step + 1
-    return min(1, done / max(1, training.settings.warmup_epochs * training.steps))
+    step = training.epoch * training.steps + training.step + 1  # of the run, from 1
+    return min(1, step / max(1, training.settings.warmup_epochs * training.steps))
 
 
 def average_decay(training: Training) -> float:
     """The decay of the moving average at this step: 0.1 at first, so that the fresh weights soon fade."""
-    done = training.epoch * training.large.steps() + training.step
-    return min(training.settings.average, (1 + done) / (10 + done))
+    step = training.epoch * training.large.steps() + training.step  # of the run, had no image been left out
+    return min(training.settings.average, (1 + step) / (10 + step))
 
 
 def seed_dropout(training: Training) -> None:
     """Seed dropout from seed, epoch, step and rank, so that a resumed run draws the same."""
     # Large factors, so that no two steps share a seed; torch takes none above 63 bits.
     seed = (training.settings.seed * 1_000_003 + training.epoch) * 1_000_003 + training.step
-    devices.seed(training.device, (seed * 1009 + devices.rank()) & 2**63 - 1)
+    devices.seed(training.device, (seed * 1009 + devices.rank()) % 2**63)
 
 
 def training_loader(settings: Settings, dataset: Dataset, size: int, device: torch.device) -> Loader:
@@ -340,7 +345,9 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
         cutmix=settings.cutmix,
     ).scaled(size / data.SIZE)
     batch_size, shard = settings.batch_size, devices.shard()
-    last = len(split.labels) % batch_size or batch_size  # images in the last batch
+    last = len(split.labels) % batch_size  # images in the last batch
+    if last == 0:
+        last = batch_size
     if last < devices.world_size():
         few = f"leaves a batch of {last} for {devices.world_size()} devices"
         raise UserError(f"batch_size={batch_size}: {few}; choose another")

@@ -204,6 +204,9 @@ def test_weights_are_given_with_and_without_the_last_layer():
     own = fresh[-1].weight.clone()
     model.load_weights(fresh, trained.state_dict(), last_layer=False)
     assert torch.equal(fresh[-1].weight, own) and torch.equal(fresh[2].weight, trained[2].weight)
+    ends = [nn.Sequential(nn.Linear(2, 4), nn.Linear(4, classes)) for classes in (10, 3)]  # with biases
+    model.load_weights(ends[1], ends[0].state_dict(), last_layer=False)
+    assert torch.equal(ends[0][0].bias, ends[1][0].bias) and len(ends[1][1].bias) == 3
     other = model.build("fast")
     model.load_weights(other, trained.state_dict())
     assert torch.equal(other[-1].weight, trained[-1].weight)
