@@ -127,26 +127,27 @@ def parse(argv: list[str] | None, description: str) -> Command:
     """What the command line asks for. UserError where anything is wrong."""
     parser = Parser(description)
     parser.add_argument("settings", nargs="*", metavar="name=value", help="override a setting of config.yaml")
-    parser.add_argument(
+    options = parser.add_mutually_exclusive_group()
+    options.add_argument(
         "--config", metavar="FILE", help="a YAML file naming the settings that differ from config.yaml"
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    parser.add_argument("--evaluate", metavar="RUN", help="print the test accuracy of the run in this folder")
-    arguments = vars(parser.parse_intermixed_args(argv))
-    pairs = arguments.pop("settings")
-    options = {name: value for name, value in arguments.items() if value is not None}
-    if "" in options.values():
+    options.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    options.add_argument(
+        "--evaluate", metavar="RUN", help="print the test accuracy of the run in this folder"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    pairs, config = arguments.settings, arguments.config
+    if "" in (config, arguments.resume, arguments.evaluate):
         raise UserError("an option has an empty path; --help shows how to call it")
-    if len(options) > 1:
-        raise UserError(f"--{' and --'.join(options)} do not go together; give one of them")
-    for name in options.keys() - {"config"}:
-        run = Path(local_path(f"--{name} ", options[name]))
-        settings = of_run(run, pairs, name)
-        if name == "resume":
-            check_teachers(settings)
-        return Command(name, settings, run)
-    config = options.get("config")
-    if config is not None:
+    if arguments.evaluate:
+        run = Path(local_path("--evaluate ", arguments.evaluate))
+        return Command("evaluate", of_run(run, pairs, free=("dataset", "holdout")), run)
+    if arguments.resume:
+        run = Path(local_path("--resume ", arguments.resume))
+        settings = of_run(run, pairs)
+        check_teachers(settings)
+        return Command("resume", settings, run)
+    if config:
         config = local_path("--config ", config)
     settings = read(pairs, config)
     check_teachers(settings)
@@ -180,15 +181,17 @@ def check_teachers(settings: Settings) -> None:
         checkpoint.load_for("teachers", path)
 
 
-def of_run(path: Path, pairs: list[str], command: str) -> Settings:
-    """The settings of the run in folder `path`, with what may be changed of them by `key=value` pairs."""
+def of_run(path: Path, pairs: list[str], free: tuple[str, ...] = ()) -> Settings:
+    """The settings of the run in folder `path`, changed by `key=value` pairs.
+
+    UserError if they change what makes that run that run, but for what is `free`.
+    """
     if path.is_file():
         raise UserError(f"{path}: is a file; give the run folder, {path.parent}")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such run folder")
-    before = build(of_begun_run(path))
+    before = read_run(path)
     settings = build(of_begun_run(path) | read_pairs(pairs))
-    free = {"dataset", "holdout"} if command == "evaluate" else set()
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and name not in free:
             kept = f"a run keeps what it began with, {name}={getattr(before, name)}"

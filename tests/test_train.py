@@ -351,7 +351,7 @@ BAD = {
     "wrong type": ("epochs=ten", "whole number"),
     "unknown network": ("network=vgg", "fast, "),
     "unknown option": ("--epochs 3", "--help"),
-    "two commands": ("--resume {finished} --evaluate {finished}", "do not go together"),
+    "two commands": ("--resume {finished} --evaluate {finished}", "not allowed with argument --resume"),
     "no config": ("--config {bad}/none.yaml", "cannot be read"),
     "list config": ("--config {bad}/list.yaml", "line 1"),
     "torn config": ("--config {bad}/torn.yaml", "line 3"),
