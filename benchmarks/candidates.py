@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
                 changed = [*trial.settings, *taught_by(trial, seed, arguments.out), *arguments.settings]
                 new = ["--config", str(RECIPE), *SHORT, *changed, f"seed={seed}", f"out={run}"]
                 old = ["--resume", str(run), *arguments.settings]
-                if code := train.main(old if run.exists() else new):
+                if code := train.main(old if (run / "last.pt").exists() else new):
                     return code
                 rows.append(row(name, seed, changed, run))
                 folder.write_whole(arguments.out / "trials.csv", as_csv(rows).encode())

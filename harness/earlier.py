@@ -20,7 +20,7 @@ ADDED = {
     "autoaugment": "false",
     "teachers": "",
 }
-# Settings that are gone, and the values with which a run can go on.
+# Settings that are gone, and the values that meant off.
 RETIRED = {
     "plain_epochs": ("", "0"),
     "mixup": ("0", "0.0"),

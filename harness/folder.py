@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -21,30 +21,18 @@ from PIL import Image
 from data import Info
 from harness import checkpoint, devices, earlier, pictures, report
 from harness.errors import Stopped, UserError, command, say
-from harness.metrics import Meter, Row, best
+from harness.metrics import Row, best
 from harness.settings import Settings, dump
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
+    from train import Training
+
 DRAW_EVERY = 60  # seconds at least between two drawings of curves.png, which takes longer than a short epoch
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOENT)
 RETRIES, PATIENCE = 5, 0.5  # how often to try again, and after how many seconds, while a file is held open
-
-
-class Training(Protocol):
-    """What the run folder asks of a training."""
-
-    info: Info
-    rows: list[Row]  # one for each epoch done
-    step: int  # steps done in the epoch under way
-    steps: int  # steps of that epoch
-    meter: Meter  # of that epoch
-    test_seconds: float  # of the last test
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class RunFolder:
@@ -65,7 +53,7 @@ class RunFolder:
         self.batches = 0
         self.saved_at = self.drawn_at = time.monotonic()
 
-    def begin(self, training: Training) -> None:
+    def begin(self, training: "Training") -> None:
         """Bring the training to where its checkpoint left it, if there is one; it can be resumed from now on.
 
         UserError or NetworkError where the checkpoint is of another network or other data.
@@ -74,21 +62,22 @@ class RunFolder:
         if self.saved:
             checkpoint.check_network(self.saved, self.settings.network, info.classes)
             checkpoint.check_data(self.saved, info)
-            done = len(self.saved["rows"])
-            if self.settings.epochs < done:
+            begun = len(self.saved["rows"]) + (self.saved["step"] > 0)
+            if self.settings.epochs < begun:
                 asked = f"epochs={self.settings.epochs}"
-                raise UserError(f"{asked}: {self.path} has done {done} already; give more to go on")
+                raise UserError(f"{asked}: {self.path} has begun {begun} epochs already; give no fewer")
             self.saved = earlier.checkpoint(self.saved, info.train_images)
             training.load_state_dict(self.saved)
             self.rows = list(training.rows)
-            self.write_metrics()  # in case the run was killed between the two files
+            self.write_best(training.state_dict())  # in case the run was killed after it wrote last.pt
+            self.write_metrics()
         self.stop.listen()
         if not self.saved:
             self.save(training)
         with devices.first_rank_first():
             self.write_config()
 
-    def after_batch(self, training: Training) -> None:
+    def after_batch(self, training: "Training") -> None:
         """Show the bar. Save if it is time or a signal came, and stop if one came. Raises Stopped.
 
         All ranks do the same.
@@ -107,28 +96,31 @@ class RunFolder:
             go_on = command("python", "train.py", "--resume", self.path)
             raise Stopped(f"stopped and saved; go on with: {go_on}", number)
 
-    def after_epoch(self, training: Training) -> None:
+    def after_epoch(self, training: "Training") -> None:
         """Tell and save what the epoch gave."""
         self.close_bar()
         report.epoch(self.settings, self.info, training.rows, training.test_seconds)
         self.save(training)
 
-    def save(self, training: Training) -> None:
+    def save(self, training: "Training") -> None:
         """Write last.pt, metrics.csv and, at the end of an epoch, best.pt if it was the best so far."""
         state = training.state_dict()
         self.saved_at, self.rows = time.monotonic(), list(training.rows)
         with devices.first_rank_first():
             self.write("last.pt", serialised(state))
-        epoch_ended = training.step == 0 and self.rows
-        if epoch_ended and best(self.rows) is self.rows[-1]:
-            for_use = {name: state[name] for name in checkpoint.FOR_USE}
-            self.write("best.pt", serialised(for_use), optional=True)
+        self.write_best(state)
         self.write_metrics()
-        if epoch_ended and self.tensorboard:
+        if training.step == 0 and self.rows and self.tensorboard:
             for name, value in self.rows[-1]._asdict().items():
                 self.tensorboard.add_scalar(name, value, len(self.rows))
         if time.monotonic() - self.drawn_at > DRAW_EVERY:
             self.draw_curves()
+
+    def write_best(self, state: dict[str, Any]) -> None:
+        """Write best.pt, if the state is that at the end of the best epoch so far."""
+        if state["step"] == 0 and self.rows and best(self.rows) is self.rows[-1]:
+            for_use = {name: state[name] for name in checkpoint.FOR_USE}
+            self.write("best.pt", serialised(for_use), optional=True)
 
     def write_config(self) -> None:
         """Write config.yaml; if a new run cannot, there is none, so that it can be begun again."""
@@ -212,10 +204,14 @@ def run_folder(settings: Settings, resume: Path | None) -> Iterator[RunFolder]:
 def fresh(network: str) -> Path:
     """A new folder runs/NETWORK-DATE-TIME, with a number behind it where another run took that name."""
     stem = f"runs/{network}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        Path("runs").mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError("runs: is no folder; rename it, or give a run folder with out=") from None
     for number in itertools.count(1):
         path = Path(stem if number == 1 else f"{stem}-{number}")
         with suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
 
 

@@ -30,8 +30,8 @@ def best(rows: Sequence[Row]) -> Row:
 class Meter:
     """Sums of loss and right answers over batches, kept on the device, so that no step waits for it.
 
-    UserError where the losses are no longer finite: on a CPU at once, elsewhere when the sums are asked for.
-    `place` and `lr` tell the user where that was, such as `epoch 3` at learning rate 0.1.
+    UserError where the losses are no longer finite: at once in a single process on a CPU, else when the sums
+    are asked for. `place` and `lr` tell the user where that was, such as `epoch 3` at learning rate 0.1.
     """
 
     def __init__(self, device: torch.device, place: str, lr: float) -> None:
@@ -47,20 +47,22 @@ class Meter:
         self.sums[1] += (logits.argmax(1) == classes).sum()
         self.sums[2] += len(labels)
         self.sums[3] += self.sums[0].isfinite()
-        if self.sums.device.type == "cpu":
-            self.check()
+        if self.sums.device.type == "cpu" and devices.world_size() == 1:
+            self.check(self.sums)
 
-    def check(self) -> None:
-        """UserError if the losses are no longer finite."""
-        if not self.sums[0].isfinite():
-            where = f"{self.place}, step {int(self.sums[3]) + 1}, at learning rate {self.lr:.4g}"
+    def check(self, sums: Tensor) -> None:
+        """UserError if the losses that were added up are no longer finite."""
+        if not sums[0].isfinite():
+            step = int(sums[3]) // devices.world_size() + 1
+            where = f"{self.place}, step {step}, at learning rate {self.lr:.4g}"
             what_to_do = "start again with a lower lr (the last good checkpoint is kept)"
             raise UserError(f"the loss is no longer finite in {where}; {what_to_do}")
 
     def total(self) -> Tensor:
         """The four sums over all ranks, on the CPU."""
-        self.check()
-        return devices.total(self.sums)
+        sums = devices.total(self.sums)
+        self.check(sums)  # only now, so that all ranks stop here alike
+        return sums
 
     def restore(self, total: Tensor) -> None:
         """Go on from what `total` gave: the first rank holds it for all."""

@@ -7,7 +7,8 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
@@ -33,10 +34,6 @@ FIXED = (
     "holdout",
     "out",
 )
-GONE = {
-    "device": "Apple's MPS is not supported, a Mac trains on its CPU; use device=auto or device=cpu",
-    "compile": "choose on or off",
-}
 SEVERAL = "paths with commas between"
 FALLS = 5  # how often the learning rate falls in a run whose step_size is left empty
 
@@ -70,7 +67,7 @@ class Settings:
     teachers: Annotated[str, SEVERAL]
     average: Annotated[float, "[0, 1)"]
 
-    dataset: Annotated[str, ("cifar10", "folder", "synthetic")]
+    dataset: Annotated[str, tuple(data.SOURCES)]
     data_dir: Annotated[str, None]
     holdout: Annotated[int, "[0, inf)"]
 
@@ -141,7 +138,7 @@ def parse(argv: list[str] | None, description: str) -> Command:
         raise UserError("an option has an empty path; --help shows how to call it")
     if arguments.evaluate:
         run = Path(local_path("--evaluate ", arguments.evaluate))
-        return Command("evaluate", of_run(run, pairs, free=("dataset", "holdout")), run)
+        return Command("evaluate", of_run(run, pairs, resume=False), run)
     if arguments.resume:
         run = Path(local_path("--resume ", arguments.resume))
         settings = of_run(run, pairs)
@@ -156,7 +153,7 @@ def parse(argv: list[str] | None, description: str) -> Command:
 
 def local_path(name: str, text: str) -> str:
     """The path in a text, its ~ replaced by the home folder. UserError for an address or a NUL character."""
-    if "://" in text:
+    if re.match(r"\w\w+://", text):  # C://pictures is a path
         raise UserError(f"{name}{text}: is an address; give the path of a file or folder on this machine")
     if "\0" in text:
         raise UserError(f"{name}: a path cannot hold a NUL character")
@@ -181,17 +178,25 @@ def check_teachers(settings: Settings) -> None:
         checkpoint.load_for("teachers", path)
 
 
-def of_run(path: Path, pairs: list[str], free: tuple[str, ...] = ()) -> Settings:
+def of_run(path: Path, pairs: Sequence[str] = (), resume: bool = True) -> Settings:
     """The settings of the run in folder `path`, changed by `key=value` pairs.
 
-    UserError if they change what makes that run that run, but for what is `free`.
+    UserError if they change what makes that run that run, or if it cannot go on as it was. Without `resume`
+    it need not, and its network may be tested on other data.
     """
     if path.is_file():
         raise UserError(f"{path}: is a file; give the run folder, {path.parent}")
     if not path.is_dir():
         raise UserError(f"{path}: there is no such run folder")
-    before = read_run(path)
-    settings = build(of_begun_run(path) | read_pairs(pairs))
+    texts = of_begun_run(path)
+    for name in [name for name in texts if name in earlier.RETIRED]:
+        gone = texts.pop(name)
+        if resume:
+            raise UserError(
+                f"{gone.where}: {name} is gone; go on with the version of this program that began it"
+            )
+    before, settings = build(texts), build(texts | read_pairs(pairs))
+    free = () if resume else ("dataset", "holdout")
     for name in FIXED:
         if getattr(settings, name) != getattr(before, name) and name not in free:
             kept = f"a run keeps what it began with, {name}={getattr(before, name)}"
@@ -199,18 +204,16 @@ def of_run(path: Path, pairs: list[str], free: tuple[str, ...] = ()) -> Settings
     return settings
 
 
-def read_run(path: Path) -> Settings:
-    """The settings of the run in folder `path`, also of one that an earlier version of the program began."""
-    return build(of_begun_run(path))
-
-
 def of_begun_run(path: Path) -> dict[str, Text]:
-    """What stands in the config.yaml of a run, in today's terms: an earlier version had other settings."""
+    """What stands in the config.yaml of a run, in today's terms: an earlier version had other settings.
+
+    Of those that are gone only what was in use is left.
+    """
     config = path / "config.yaml"
     texts = read_yaml(config)
     for name, off in earlier.RETIRED.items():
-        if name in texts and texts.pop(name).value not in off:
-            raise UserError(f"{config}: {name} is gone; go on with the version of this program that began it")
+        if name in texts and texts[name].value in off:
+            del texts[name]
     for (name, value), today in earlier.RENAMED.items():
         if name in texts and texts[name].value == value:
             texts[name] = Text(today, texts[name].where)
@@ -289,8 +292,6 @@ def convert(name: str, text: Text) -> Any:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}"
         raise UserError(f"unknown setting {name!r} ({where}): {hint}")
-    if (name, value) in earlier.RENAMED:
-        raise UserError(f"{name}={value} ({where}): {GONE[name]}")
     kind, allowed = FIELDS[name]
     if kind == int | None:
         if value in ("", "null", "~"):

@@ -187,12 +187,12 @@ def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsy
     assert head.split(",") == candidates.COLUMNS and len(lines) == 4
     starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-5e-4-spared,0,", "erasing,0,", "g8b2,0,")
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
-    kept = configuration.read_run(tmp_path / "smoothing-0-seed0")
+    kept = configuration.of_run(tmp_path / "smoothing-0-seed0")
     assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
     assert candidates.main(["--only", "vgg"]) == 2
     assert "vgg: choose from recipe" in capsys.readouterr().err
     assert candidates.main([*call, "--only", "taught-by-two"]) == 2
     assert "recipe-seed0" in capsys.readouterr().err
     assert candidates.main([*call, "--only", "recipe,taught-by-one"]) == 0
-    taught = configuration.read_run(tmp_path / "taught-by-one-seed0")
+    taught = configuration.of_run(tmp_path / "taught-by-one-seed0")
     assert taught.teachers == str(tmp_path / "recipe-seed0" / "last.pt")

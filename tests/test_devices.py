@@ -18,7 +18,7 @@ from torch import nn
 
 import model
 import train
-from harness import checkpoint, devices, folder, settings
+from harness import checkpoint, devices, folder, metrics, settings
 from harness.errors import FirstRankFailed, UserError
 
 windows = sys.platform == "win32"
@@ -61,6 +61,15 @@ def images_after_resuming(pairs):
     return [each.images.tolist() for each in pair], training.all_losses()[training.images].tolist()
 
 
+def divergence(rank):
+    """What a rank says where only the other's loss is no longer finite."""
+    meter = metrics.Meter(torch.device("cpu"), "epoch 1", 0.1)
+    meter.add(torch.eye(2), torch.tensor([0, 1]), torch.tensor([1.0, float("inf") if rank else 1.0]))
+    with pytest.raises(UserError) as error:
+        meter.means()
+    return str(error.value)
+
+
 def agreements(rank):
     """What a rank learns of the other's numbers."""
     learnt = [devices.agree(0, rank), devices.agree(15 * rank, 1 - rank), devices.agree(0, 0)]
@@ -73,7 +82,7 @@ def agreements(rank):
     with contextlib.suppress(FirstRankFailed, OSError), devices.first_rank_first():
         order.append("went on")  # as rank 0 does, until it fails
         raise OSError
-    return learnt, asked, total, order
+    return learnt, asked, total, divergence(rank), order
 
 
 def be_a_rank(rank, root, pairs):
@@ -120,10 +129,15 @@ def test_no_loss_is_added_up_that_was_of_the_epoch_before(ranks):
 
 
 def test_ranks_agree_on_the_largest_and_ask_now_and_then(ranks):
-    for (learnt, asked, total, _), *_ in ranks:
+    for (learnt, asked, total, *_), *_ in ranks:
         assert learnt == [[0, 1], [15, 1], [0, 0]] and total == [2, 1]
         assert asked[0] == 0 and 4 < len(asked) < 20
     assert devices.agree(1, 2) == [1, 2] and devices.time_to_agree(7)  # alone
+
+
+def test_all_ranks_say_that_a_loss_is_no_longer_finite(ranks):
+    (first, second), words = [said for (*_, said, _), *_ in ranks], "no longer finite in epoch 1, step 1,"
+    assert first == second and words in first
 
 
 def test_the_first_rank_goes_first_and_the_others_learn_that_it_failed(ranks):

@@ -133,6 +133,13 @@ def test_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path, monke
     assert all(path.name.startswith("fast-") for path in (tmp_path / "runs").iterdir())
 
 
+def test_runs_that_is_no_folder_is_named(call, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    code, _, error = call(*arguments[:-1])
+    assert code == 2 and "runs: is no folder" in error and len(error.splitlines()) == 1
+
+
 def test_a_run_without_out_names_its_folder_itself(call, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(*arguments[:-1])[0] == 0

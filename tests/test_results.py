@@ -396,7 +396,7 @@ def test_the_weights_are_those_of_the_published_runs(file, name):
 
 @pytest.mark.parametrize("name", ["accurate", "taught", "s8"])
 def test_a_recipe_is_what_its_run_was_made_by(name):
-    recorded = configuration.read_run(RUNS[name])
+    recorded = configuration.of_run(RUNS[name])
     recipe = configuration.read(config=ROOT / "recipes" / f"{name}.yaml")
     of_the_machine = ["dataset", "data_dir", "out", "device", "compile", "checkpoint_minutes"]
     same = {setting: getattr(recorded, setting) for setting in of_the_machine}

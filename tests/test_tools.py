@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 import data
 import tools
+from harness.errors import UserError
 from tools import compare, export, predict
 
 ROOT = Path(tools.__file__).parent.parent
@@ -90,6 +92,17 @@ def test_export_agrees_with_torch(finished, tmp_path, capsys):
     assert "largest difference" in capsys.readouterr().out
 
 
+def test_export_may_try_the_network_on_other_data(finished, monkeypatch, capsys):
+    def stop(*_):
+        raise UserError("as far as this test goes")
+
+    for name in ("onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(export, "write", stop)
+    assert export.main([str(finished), "dataset=synthetic"]) == 2
+    assert capsys.readouterr().err == "error: as far as this test goes\n"
+
+
 def test_export_says_what_to_install(finished, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export.main([str(finished)]) == 2
@@ -159,7 +172,9 @@ def test_compare_takes_runs_of_other_versions_without_epochs_and_of_held_out_ima
     for name in ("older", "new", "held-out"):
         shutil.copytree(finished, tmp_path / name)
     older = [line for line in config.splitlines() if not line.startswith(("compile:", "seed:"))]
-    (tmp_path / "older" / "config.yaml").write_text("\n".join([*older, "compile: auto", "gone: 1"]))
+    (tmp_path / "older" / "config.yaml").write_text(
+        "\n".join([*older, "compile: auto", "gone: 1", "rotate: 15"])
+    )
     (tmp_path / "new" / "metrics.csv").write_text(head)
     (tmp_path / "held-out" / "metrics.csv").write_text("".join([head.replace("test", "heldout"), *rows]))
     labels = []
@@ -175,7 +190,8 @@ def test_compare_takes_runs_of_other_versions_without_epochs_and_of_held_out_ima
     assert [row["run"] for row in table] == ["older", "new", "held-out"]
     assert [row["scored on"] for row in table] == ["test", "test", "held-out"]
     assert [row["epochs done"] for row in table] == ["2", "0", "2"] and table[1]["best %"] == "-"
-    assert table[0]["gone"] == "1" and table[1]["gone"] == "-"
+    for name, text in (("gone", "1"), ("rotate", "15")):
+        assert table[0][name] == text and table[1][name] == "-"
     assert labels == [["older (test)", "new (test)", "held-out (held-out)", "accuracy"]]
     assert compare.main(["held-out"]) == 0
     assert labels[-1] == ["held-out", "held-out accuracy"]

@@ -256,8 +256,22 @@ def test_a_run_that_is_done_says_so_and_is_not_shortened(call, finished, tmp_pat
     assert code == 0 and "nothing to do: all 2 epochs are done" in out
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     code, _, error = call("--resume", run, "epochs=1")
-    assert code == 2 and "has done 2 already" in error and len(error.splitlines()) == 1
+    assert code == 2 and "has begun 2 epochs already" in error and len(error.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_run_stopped_in_an_epoch_is_not_done_with_those_before(call, arguments, tmp_path, at_step):
+    at_step(4, lambda: signal.raise_signal(signal.SIGINT))  # the first step of the second epoch
+    assert call(*arguments)[0] == 130
+    code, _, error = call("--resume", tmp_path / "run", "epochs=1")
+    assert code == 2 and "has begun 2 epochs already" in error and len(error.splitlines()) == 1
+
+
+def test_the_best_weights_outlive_a_kill_between_two_files(call, arguments, tmp_path):
+    assert call(*arguments, "epochs=1")[0] == 0
+    (tmp_path / "run" / "best.pt").unlink()
+    assert call("--resume", tmp_path / "run")[0] == 0
+    assert (tmp_path / "run" / "best.pt").exists()
 
 
 def test_an_epoch_begun_keeps_its_images_whatever_the_epochs_become(call, arguments, tmp_path, at_step):
@@ -643,6 +657,7 @@ def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments,
     config.write_text(config.read_text() + "plain_epochs: 3\n")
     code, _, error = call("--resume", tmp_path / "run")
     assert code == 2 and "plain_epochs is gone" in error and len(error.splitlines()) == 1
+    assert call("--evaluate", tmp_path / "run")[0] == 0
 
 
 @pytest.mark.parametrize(

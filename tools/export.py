@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             import onnxscript  # noqa: F401  torch's exporter needs it
         except ImportError as error:
             raise UserError(f"{error}; pip install {NEEDED}") from None
-        settings = configuration.of_run(Path(arguments.run), arguments.settings, "evaluate")
+        settings = configuration.of_run(Path(arguments.run), arguments.settings, resume=False)
         network = model.ready(checkpoint.load(checkpoint.weights_file(Path(arguments.run))))
         found = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
         images = found.test.images[:500] / 255
