@@ -154,8 +154,9 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         raise DataError(f"holdout={count}: there are only {total} training images; choose fewer")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     order = order[split.labels[order].argsort(stable=True)]  # class after class, each in random order
+    evenly = torch.arange(count) * total // count  # so that each class gives its share
     held = torch.zeros(total, dtype=torch.bool)
-    held[order[torch.arange(count) * total // count]] = True
+    held[order[evenly]] = True
     return Split(*(part[~held] for part in split)), Split(*(part[held] for part in split))
 
 
@@ -723,7 +724,7 @@ class Loader:
             images = self.autoaugment(images, chosen.changes)
         images.sub_(self.mean).div_(self.std)
         if self.augmentation.cutout:
-            side = chosen.hole.new_full((1,), self.augmentation.cutout)
+            side = torch.tensor([self.augmentation.cutout], device=images.device)
             images.masked_fill_(squares(chosen.hole, side, self.size), 0)
         if self.augmentation.cutmix:
             images, labels = self.mixed(images, labels, chosen)
@@ -784,7 +785,8 @@ def print_contents(source: str, classes: list[str], train: Split, test: Split | 
     mean, std = ("  ".join(f"{value:.4f}" for value in values) for values in moments(train.images))
     print(f"mean {mean}   standard deviation {std}")
     for label, name in enumerate(classes):
-        in_train, in_test = ((split.labels == label).sum() if split else 0 for split in (train, test))
+        in_train = (train.labels == label).sum()
+        in_test = (test.labels == label).sum() if test else 0
         print(f"{name:>20}  {in_train:>7,} train  {in_test:>7,} test")
 
 

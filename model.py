@@ -65,7 +65,7 @@ class PreActivation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # What no gradient needs is overwritten: the same bits, 1.13 times as fast on a CPU.
         inside = F.relu_(self.norms[0](images))
-        if self.shortcut:
+        if self.shortcut is not None:
             images = self.shortcut(inside)
         return self.second(F.relu_(self.norms[1](self.first(inside)))).add_(images)
 
@@ -108,6 +108,7 @@ class Gate(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.out_channels = outputs
         self.value, self.gate = convolution(inputs, outputs, 1), convolution(inputs, outputs, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,8 +117,7 @@ class Gate(nn.Module):
 
 def normalised(*layers: nn.Module) -> list[nn.Module]:
     """The layers, then BatchNorm and SiLU, as a list; the last must be a convolution or a gate."""
-    last = layers[-1].value if isinstance(layers[-1], Gate) else layers[-1]
-    return [*layers, nn.BatchNorm2d(last.out_channels), nn.SiLU()]
+    return [*layers, nn.BatchNorm2d(layers[-1].out_channels), nn.SiLU()]
 
 
 def s8(classes: int, dropout: float, down: str = "dilation") -> Network:
@@ -132,7 +132,8 @@ def s8(classes: int, dropout: float, down: str = "dilation") -> Network:
     layers: list[nn.Module] = []
     inputs = 3
     for number, outputs in enumerate([16, 16, 32, 32, 64, 32, 32, 32, 64, 64, 128, 64], 1):
-        kernel, falls = 1 if number in (6, 12) else 3, number in (3, 9)
+        kernel = 1 if number in (6, 12) else 3
+        falls = number in (3, 9)
         options = ways[down] if falls else dict(padding=kernel // 2)
         layers.append(nn.Conv2d(inputs, outputs, kernel, bias=False, **options))
         layers += [nn.ReLU(inplace=True), nn.BatchNorm2d(outputs), nn.Dropout(dropout)]
@@ -408,7 +409,7 @@ def ready(saved: dict[str, Any]) -> Trained:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trainable values."""
+    """How many parameters a network has, those included that `whiten` set for good."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -216,7 +216,10 @@ class Training:
 
 
 class MovingAverage:
-    """A copy of a network whose weights and statistics follow it slowly: what is tested and kept."""
+    """A copy of a network that is tested and kept: the exponential moving average of its weights (EMA).
+
+    BatchNorm's statistics are averaged in the same way.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval()
@@ -298,8 +301,8 @@ def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tenso
 def ask_teachers(training: Training, batch: Batch) -> Batch:
     """The batch, each label the mean of what it was and the teachers' answer for the changed image.
 
-    Their answer is the mean of their softmax. After Hinton et al., "Distilling the Knowledge in a Neural
-    Network" (2015), without a temperature.
+    Their answer is the mean of their softmax. This is knowledge distillation without a temperature, after
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015).
     """
     # From 0 to 1, for each teacher normalises by the means of the images that it was trained on.
     images, classes = training.loader.pixels(batch.images), len(training.info.classes)

@@ -213,9 +213,7 @@ def curves(rows: Sequence[Row], info: "Info") -> "Figure":
     return figure
 
 
-def over_seconds(
-    runs: Mapping[str, Sequence[Row]], title: str = "", accuracy: str = "test accuracy"
-) -> "Figure":
+def over_seconds(runs: Mapping[str, Sequence[Row]], accuracy: str = "test accuracy") -> "Figure":
     """Accuracy over the time of training, a line a run: `runs` maps labels to rows of metrics.csv.
 
     Long runs are drawn over minutes, and runs of very different length over their logarithm.
@@ -233,7 +231,6 @@ def over_seconds(
     if lengths and max(lengths) > 20 * min(lengths):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    figure.suptitle(fitted(title, 8.6, 12))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     numbers = [str(number) for number in range(len(runs))]

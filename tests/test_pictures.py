@@ -48,7 +48,7 @@ def all_of(classes, source):
         "mixed samples": lambda: pictures.samples(images, shares, info),
         "mistakes": lambda: pictures.mistakes(Split(images, labels), logits, info),
         "confusion": lambda: pictures.confusion(labels, logits, info),
-        "runs": lambda: pictures.over_seconds(dict.fromkeys(classes, ROWS), source),
+        "runs": lambda: pictures.over_seconds(dict.fromkeys(classes, ROWS)),
     }
 
 
@@ -57,12 +57,11 @@ KINDS = list(all_of(["cat"], "somewhere"))
 
 def test_accuracy_is_drawn_over_the_seconds_spent_so_far():
     runs = {"a": [Row(1, 0, 0, 0, 0, 50.0, 2.0), Row(2, 0, 0, 0, 0, 60.0, 3.0)], "b": []}
-    figure = pictures.over_seconds(runs, "title")
+    figure = pictures.over_seconds(runs)
     first, second = figure.axes[0].lines
     assert (list(first.get_xdata()), list(first.get_ydata())) == ([2, 5], [50, 60])
     assert list(second.get_xdata()) == [] and first.get_color() != second.get_color()
     assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
-    assert figure.get_suptitle() == "title"
     assert figure.axes[0].get_xlabel() == "seconds of training" and figure.axes[0].get_xscale() == "linear"
 
 
