@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import filelock
 import numpy as np
@@ -21,18 +21,30 @@ from PIL import Image
 from data import Info
 from harness import checkpoint, devices, earlier, pictures, report
 from harness.errors import Stopped, UserError, command, say
-from harness.metrics import Row, best
+from harness.metrics import Meter, Row, best
 from harness.settings import Settings, dump
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-    from train import Training
-
 DRAW_EVERY = 60  # seconds at least between two drawings of curves.png, which takes longer than a short epoch
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.ENOENT)
 RETRIES, PATIENCE = 5, 0.5  # how often to try again, and after how many seconds, while a file is held open
+
+
+class Training(Protocol):
+    """What the run folder asks of a training."""
+
+    info: Info
+    rows: list[Row]  # one for each epoch done
+    step: int  # steps done in the epoch under way
+    steps: int  # steps of that epoch
+    meter: Meter  # of that epoch
+    test_seconds: float  # of the last test
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class RunFolder:
@@ -53,7 +65,7 @@ class RunFolder:
         self.batches = 0
         self.saved_at = self.drawn_at = time.monotonic()
 
-    def begin(self, training: "Training") -> None:
+    def begin(self, training: Training) -> None:
         """Bring the training to where its checkpoint left it, if there is one; it can be resumed from now on.
 
         UserError or NetworkError where the checkpoint is of another network or other data.
@@ -77,7 +89,7 @@ class RunFolder:
         with devices.first_rank_first():
             self.write_config()
 
-    def after_batch(self, training: "Training") -> None:
+    def after_batch(self, training: Training) -> None:
         """Show the bar. Save if it is time or a signal came, and stop if one came. Raises Stopped.
 
         All ranks do the same.
@@ -96,13 +108,13 @@ class RunFolder:
             go_on = command("python", "train.py", "--resume", self.path)
             raise Stopped(f"stopped and saved; go on with: {go_on}", number)
 
-    def after_epoch(self, training: "Training") -> None:
+    def after_epoch(self, training: Training) -> None:
         """Tell and save what the epoch gave."""
         self.close_bar()
         report.epoch(self.settings, self.info, training.rows, training.test_seconds)
         self.save(training)
 
-    def save(self, training: "Training") -> None:
+    def save(self, training: Training) -> None:
         """Write last.pt, metrics.csv and, at the end of an epoch, best.pt if it was the best so far."""
         state = training.state_dict()
         self.saved_at, self.rows = time.monotonic(), list(training.rows)
