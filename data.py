@@ -724,7 +724,7 @@ class Loader:
             images = self.autoaugment(images, chosen.changes)
         images.sub_(self.mean).div_(self.std)
         if self.augmentation.cutout:
-            side = torch.tensor([self.augmentation.cutout], device=images.device)
+            side = torch.full((1,), self.augmentation.cutout, device=images.device)
             images.masked_fill_(squares(chosen.hole, side, self.size), 0)
         if self.augmentation.cutmix:
             images, labels = self.mixed(images, labels, chosen)

@@ -81,8 +81,10 @@ class RunFolder:
             self.saved = earlier.checkpoint(self.saved, info.train_images)
             training.load_state_dict(self.saved)
             self.rows = list(training.rows)
-            self.write_best(training.state_dict())  # in case the run was killed after it wrote last.pt
+            # These again, in case the run was killed after it wrote last.pt.
+            self.write_best(training.state_dict())
             self.write_metrics()
+            self.write_scalars(self.rows)
         self.stop.listen()
         if not self.saved:
             self.save(training)
@@ -122,9 +124,8 @@ class RunFolder:
             self.write("last.pt", serialised(state))
         self.write_best(state)
         self.write_metrics()
-        if training.step == 0 and self.rows and self.tensorboard:
-            for name, value in self.rows[-1]._asdict().items():
-                self.tensorboard.add_scalar(name, value, len(self.rows))
+        if training.step == 0:
+            self.write_scalars(self.rows[-1:])
         if time.monotonic() - self.drawn_at > DRAW_EVERY:
             self.draw_curves()
 
@@ -133,6 +134,13 @@ class RunFolder:
         if state["step"] == 0 and self.rows and best(self.rows) is self.rows[-1]:
             for_use = {name: state[name] for name in checkpoint.FOR_USE}
             self.write("best.pt", serialised(for_use), optional=True)
+
+    def write_scalars(self, rows: Sequence[Row]) -> None:
+        """Give rows to TensorBoard, where that is on."""
+        if self.tensorboard:
+            for row in rows:
+                for name, value in row._asdict().items():
+                    self.tensorboard.add_scalar(name, value, row.epoch)
 
     def write_config(self) -> None:
         """Write config.yaml; if a new run cannot, there is none, so that it can be begun again."""
@@ -205,7 +213,7 @@ def run_folder(settings: Settings, resume: Path | None) -> Iterator[RunFolder]:
         saved = checkpoint.load(path / "last.pt", whole=True) if resume else None
         writer = None
         if settings.tensorboard and first:
-            writer = stack.enter_context(open_tensorboard(path, len(saved["rows"]) if saved else 0))
+            writer = stack.enter_context(open_tensorboard(path))
         folder = RunFolder(path, settings, saved, writer)
         try:
             yield folder
@@ -244,7 +252,7 @@ def refuse_other_run(path: Path, resume: Path | None) -> None:
     if "config.yaml" in there and "last.pt" in there:
         go_on = command("python", "train.py", "--resume", path)
         raise UserError(f"{path}: already holds a run; choose another out=, or go on with it: {go_on}")
-    raise UserError(f"{path}: already holds a {there[0]}; choose another out=")
+    raise UserError(f"{path}: already holds a {there[0]}; choose another out=, or remove that file")
 
 
 @contextmanager
@@ -280,15 +288,15 @@ def locked(folder: Path, resume: Path | None) -> Iterator[None]:
             folder.rmdir()
 
 
-def open_tensorboard(folder: Path, epochs: int) -> "SummaryWriter":
-    """A writer of TensorBoard's files, which forgets what an earlier part of the run wrote after `epochs`."""
+def open_tensorboard(folder: Path) -> "SummaryWriter":
+    """A writer of TensorBoard's files, in place of what an earlier part of the run wrote there."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
             "tensorboard=true needs a package that is not here: pip install tensorboard"
         ) from None
-    return SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
+    return SummaryWriter(folder / "tensorboard", purge_step=0)
 
 
 def write_whole(path: Path, content: bytes | memoryview, retries: int = 0) -> None:

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import shutil
 import stat
 import sys
 
@@ -66,10 +67,12 @@ def test_tensorboard_gets_scalars_and_pictures(call, arguments, tmp_path):
 
     assert call(*arguments, "tensorboard=true")[0] == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2] and {
-        "samples",
-        "curves",
-    } <= set(events.Tags()["images"])
+    assert {"samples", "curves"} <= set(events.Tags()["images"])
+    assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2]
+    shutil.rmtree(tmp_path / "run" / "tensorboard")  # as if killed before it reached the disk
+    assert call("--resume", tmp_path / "run", "epochs=3")[0] == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("test_accuracy")] == [1, 2, 3]
 
 
 def held_open(monkeypatch, names, times=10**6):
