@@ -34,6 +34,7 @@ SIZE = 32
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
 TEST_NAMES = ("val", "valid", "validation")  # what others call test/
 SHOWN = 5  # of many bad files
+KEPT = 2  # the format of decoded.pt: another number where pictures are decoded otherwise
 ORIENTATION = 0x0112  # the number of that entry in EXIF data
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,7 +56,7 @@ class BadPictures(DataError):
     """Files that are no pictures, in `lines`, one for each; the message shows the first few."""
 
     def __init__(self, root: Path, lines: list[str]) -> None:
-        more = f"\n  ... python data.py folder {root} lists them all" if len(lines) > SHOWN else ""
+        more = f'\n  ... python data.py folder "{root}" lists them all' if len(lines) > SHOWN else ""
         shown = "\n  ".join(lines[:SHOWN])
         what = "file cannot" if len(lines) == 1 else "files cannot"
         super().__init__(f"{root}: {len(lines):,} {what} be used; repair or remove:\n  {shown}{more}")
@@ -129,7 +130,7 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
     With `holdout`, so many training images, drawn by `seed`, take the place of the test images.
     Raises DataError where the data is missing or bad, or there are too few images to hold out.
     """
-    source, classes, train, test = SOURCES[name](Path(data_dir))
+    source, classes, train, test = read(name, Path(data_dir))
     if test is None and not holdout:
         raise DataError(
             f"{data_dir}: there is no test/ folder; set holdout=N to test on N of the training images, "
@@ -137,6 +138,9 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
         )
     scored_on = "test"
     if holdout:
+        for number, images in enumerate(train.labels.bincount(minlength=len(classes)).tolist()):
+            if images < 2:
+                raise DataError(f"holdout={holdout}: {classes[number]} has one picture only; it needs two")
         scored_on, (train, test) = "held-out", hold_out(train, holdout, seed)
         for split in (train, test):
             if len(split.labels.unique()) < len(classes):
@@ -145,6 +149,15 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
     digests = digest(list(train)), digest(list(test))
     info = Info(source, classes, *moments(train.images), *counts, scored_on, *digests)
     return Dataset(info, train, test)
+
+
+def read(name: str, root: Path) -> tuple[str, list[str], Split, Split | None]:
+    """What a data set is called, its classes, its training images and its test images, if there are any."""
+    try:
+        return SOURCES[name](root)
+    except OSError as error:
+        place = f"{error.filename or root}: cannot be read ({error.strerror or error})"
+        raise DataError(f"{place}; data_dir must be a folder that you may read") from None
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
@@ -180,10 +193,13 @@ def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
         batches = [
             (Path(CIFAR10.base_folder, name), md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list
         ]
+        meta = root / CIFAR10.base_folder / CIFAR10.meta["filename"]
+        if all(check_integrity(root / name, md5) for name, md5 in batches):  # so nothing is unpacked again
+            raise DataError(f"{meta}: is missing or damaged; delete {meta.parent} and start again") from None
         for name, md5 in [(CIFAR10.filename, CIFAR10.tgz_md5), *batches]:
             if (root / name).exists() and not check_integrity(root / name, md5):
                 raise DataError(
-                    f"{root / name}: is damaged (wrong checksum) and could not be fetched again; "
+                    f"{root / name}: is damaged (wrong checksum) and could not be fetched again ({error}); "
                     "delete or replace it"
                 ) from None
         raise DataError(
@@ -226,7 +242,7 @@ def folder(root: Path) -> tuple[str, list[str], Split, Split | None]:
     if tensors is None:
         tensors = decode_all(root, samples)
         try:
-            keep(kept, {"format": 1, "listing": files, "digest": digest(tensors), "tensors": tensors})
+            keep(kept, {"format": KEPT, "listing": files, "digest": digest(tensors), "tensors": tensors})
         except (OSError, RuntimeError) as error:  # a full disk is either
             note(f"{kept} could not be written ({error}); the next start decodes the pictures again")
     splits = [Split(*tensors[:2]), Split(*tensors[2:]) if test else None]
@@ -318,7 +334,7 @@ def listing(root: Path, paths: list[str]) -> str:
     for path in paths:
         status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
         line = f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n"
-        result.update(line.encode(errors="surrogateescape"))
+        result.update(line.encode(errors="surrogatepass"))
     return result.hexdigest()
 
 
@@ -326,7 +342,8 @@ def read_kept(path: Path, files: str) -> list[Tensor] | None:
     """The tensors kept in `path` if they are of the same files and unharmed."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["listing"] == files and saved["digest"] == digest(saved["tensors"]):
+        same = (saved["format"], saved["listing"]) == (KEPT, files)
+        if same and saved["digest"] == digest(saved["tensors"]):
             return saved["tensors"]
     except Exception:  # none yet, or damaged in one of many ways: it can always be made anew
         pass
@@ -392,7 +409,7 @@ def decode(path: str | Path) -> Tensor:
     try:
         with open_picture(path) as image:
             image = upright(image)
-            if image.mode.startswith("I;16"):
+            if image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode[0] in "IF":
                 raise ValueError("more than 16 bits; save it as an 8-bit picture")
@@ -404,13 +421,19 @@ def decode(path: str | Path) -> Tensor:
                 image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise whatever they trip over
-        reason = "it is of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is of no kind that Pillow knows"
         raise DataError(f"{path}: cannot be read as a picture ({reason})") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF data ask. Pillow's exif_transpose fails where others of them are odd."""
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    image.load()  # a TIFF is turned here, by Pillow itself
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # what stands there is no EXIF data
+        turn = None
     return image if turn is None else image.transpose(turn)
 
 
@@ -766,7 +789,7 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors(DataError) as outcome:
         arguments = parser.parse_args(argv)
         try:
-            source, classes, train, test = SOURCES[arguments.dataset](Path(arguments.data_dir))
+            source, classes, train, test = read(arguments.dataset, Path(arguments.data_dir))
         except BadPictures as error:
             print("\n".join(error.lines))
             raise DataError(

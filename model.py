@@ -144,7 +144,7 @@ def s8(classes: int, dropout: float, down: str = "dilation") -> Network:
 
 
 def fast(classes: int, dropout: float) -> Network:
-    """Made to reach 85% soon on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
+    """Made to reach 85% quickly on a CPU: plain 3×3 convolutions at 16, 8 and 4 pixels.
 
     The 4×4 stem of stride 2 leaves a quarter of the positions, so that an image costs a seventh of what it
     does in `s8`. The stem has no BatchNorm: `whiten` gives its outputs unit variance. In trials SiLU learned

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     # These two exceptions are, like UserError, the user's mistakes: one line, exit code 2.
     with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
-        command, settings, path = parse(argv, __doc__)
+        devices.flush_denormals()
+        command, settings, path = parse(argv, __doc__)  # reads weights, for which torch may start its threads
         if command == "evaluate":
             evaluate(settings, path)
         else:
@@ -117,15 +118,15 @@ class Training:
         self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
         # Of the epoch under way; StepLR lowers it in end_epoch. A step of the warm-up has less: see set_lr.
         self.lr = settings.lr
-        self.lr_since = 0  # the epoch that began with settings.lr
+        self.lr_since = 0  # the epoch that StepLR counts from: 0, or that in which --resume changed lr
         self.rows: list[Row] = []  # one for each epoch done
-        # Of each training image, when last seen. All ranks hold the same, but for the images of the epoch
-        # under way: of those a rank holds what it has seen itself, and 0 for the others, so that the sum over
-        # the ranks has each once.
+        # The loss of each training image when it was last seen. All ranks hold the same, but for the images
+        # of the epoch under way: of those a rank holds what it has seen itself, and 0 for the others, so that
+        # the sum over the ranks has each once.
         self.losses = torch.zeros(len(dataset.train.labels), device=device)
         self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:
-        self.step = 0  # how many are done
+        self.step = 0  # steps done
         self.seconds = 0.0
         self.images = torch.arange(len(self.losses), device=device)  # indices of those it trains on
         self.meter = Meter(device, "epoch 1", self.lr)
@@ -150,7 +151,7 @@ class Training:
         self.losses = self.all_losses()
         left_out = self.settings.left_out(self.epoch)
         self.images = data.least_known(self.losses, left_out, self.settings.batch_size)
-        self.losses.index_fill_(0, self.images, 0)
+        self.losses.index_fill_(0, self.images, 0)  # until they are seen again
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
     def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
@@ -201,7 +202,7 @@ class Training:
         changed = self.settings.lr != state["settings"]["lr"]
         self.lr_since = self.epoch if changed else state["lr_since"]
         set_lr(self.optimizer, self.settings.lr)
-        self.optimizer.step()  # changes nothing without gradients, but StepLR warns if it never saw one
+        self.optimizer.step()  # changes nothing without gradients; StepLR warns unless one came first
         self.scheduler.last_epoch = self.lr_since  # from there on lr falls as in a run that never stopped
         for _ in range(self.lr_since, self.epoch):
             self.scheduler.step()

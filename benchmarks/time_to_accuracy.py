@@ -28,7 +28,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads ends without a traceback
 
 from harness import folder
-from harness.errors import Parser, one_line_errors
+from harness.errors import Parser, UserError, one_line_errors
 
 GOALS = (80, 85, 90)  # percent
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", nargs="+", metavar="RUN", type=Path)
     with one_line_errors() as outcome:
         arguments = parser.parse_intermixed_args(argv)
+        if arguments.seeds < 1:
+            raise UserError("--seeds must be at least 1")
         if arguments.runs:
             report(arguments.runs)
         else:
@@ -74,13 +76,19 @@ def take_turns(each: Sequence[str], seeds: int, pairs: Sequence[str]) -> int:
 
 def command_of(text: str) -> list[str]:
     """How to start what one would write after `python train.py`."""
-    words = shlex.split(text, posix=os.name != "nt")
+    try:
+        words = shlex.split(text, posix=os.name != "nt")
+    except ValueError as error:
+        raise UserError(f"--each {text!r}: {error}") from None
     script = words.pop(0) if words and words[0].endswith(".py") else str(TRAIN)
     return [sys.executable, script, *words]
 
 
 def report(folders: Sequence[Path]) -> None:
     """Print when each goal was reached, and what the runs ended with."""
+    for run in folders:
+        if not folder.read_metrics(run / "metrics.csv"):
+            raise UserError(f"{run}: has no whole epoch; leave it out, or go on with it")
     for goal, reached in zip(GOALS, zip(*map(passed, folders))):
         if None in reached:
             print(f"{goal}%: reached by {len(reached) - reached.count(None)} of {len(reached)}")

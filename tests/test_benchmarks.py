@@ -13,6 +13,7 @@ import data
 import model
 import train
 from benchmarks import candidates, gpu, throughput, time_to_accuracy
+from harness import folder
 from harness import settings as configuration
 
 
@@ -53,10 +54,15 @@ def test_throughput_is_that_of_the_weights_named(finished, monkeypatch, capsys):
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "metrics.csv").write_text(folder.metrics_text([]))
     for call, words in (
         (lambda: throughput.main(["s9"]), "s9"),
         (lambda: time_to_accuracy.main(["--seeds", "some"]), "--seeds"),
         (lambda: time_to_accuracy.main(["--runs", str(tmp_path)]), "metrics.csv: there is no such file"),
+        (lambda: time_to_accuracy.main(["--runs", str(tmp_path / "begun")]), "begun: has no whole epoch"),
+        (lambda: time_to_accuracy.main(["--seeds", "0"]), "--seeds must be at least 1"),
+        (lambda: time_to_accuracy.main(["--each", "lr='0.1"]), "No closing quotation"),
     ):
         assert call() == 2
         error = capsys.readouterr().err

@@ -7,6 +7,8 @@ import struct
 import sys
 import tarfile
 from http.client import HTTPException
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -221,6 +223,8 @@ def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
     assert data.decode(tmp_path / "moving.gif").min() == 255
     Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(path)
     assert data.decode(path).unique().tolist() == [40000 // 256]
+    (tmp_path / "grey.pgm").write_bytes(b"P5 32 32 65535\n" + b"\x9c\x40" * 1024)
+    assert data.decode(tmp_path / "grey.pgm").unique().tolist() == [0x9C]
     Image.fromarray(np.full((32, 32), 40000, np.float32)).save(tmp_path / "scan.tiff")
     with pytest.raises(DataError, match="scan.tiff.*16 bits"):
         data.decode(tmp_path / "scan.tiff")
@@ -229,15 +233,16 @@ def test_every_kind_of_picture_is_read_or_refused_by_name(tmp_path):
         assert data.decode(path).unique().tolist() == [7]
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_turned_photograph_is_set_upright(tmp_path, orientation):
+def test_turned_photograph_is_set_upright(tmp_path, orientation, kind):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / f"turned.{kind}", exif=exif)
     image.info["exif"] = exif.tobytes()
     wanted = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(data.decode(tmp_path / "turned.png").permute(1, 2, 0).numpy(), wanted)
+    assert np.array_equal(data.decode(tmp_path / f"turned.{kind}").permute(1, 2, 0).numpy(), wanted)
 
 
 def test_odd_words_of_a_camera_refuse_no_photograph(tmp_path):
@@ -249,6 +254,37 @@ def test_odd_words_of_a_camera_refuse_no_photograph(tmp_path):
     image.save(tmp_path / "odd.jpg", exif=exif)
     upright = data.decode(tmp_path / "odd.jpg")[0]
     assert upright[:, 16:].min() > 200 and upright[:, :16].max() < 50
+
+
+def test_what_is_no_exif_data_refuses_no_photograph(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (32, 32), "white").save(tmp_path / name, exif=b"Exif\0\0garbage!", dpi=(72, 72))
+        assert data.decode(tmp_path / name).min() > 250
+
+
+def test_every_reason_has_words_on_one_line(tmp_path, monkeypatch):
+    for error, words in ((MemoryError(), "(MemoryError)"), (OSError("a\nb"), "(a b)")):
+        monkeypatch.setattr(data, "open_picture", Mock(side_effect=error))
+        with pytest.raises(DataError) as caught:
+            data.decode(tmp_path / "a.png")
+        assert str(caught.value).endswith(words)
+
+
+def test_a_name_cut_within_a_character_is_a_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_size=1, st_mtime_ns=1))
+    assert len(data.listing(tmp_path, [str(tmp_path / "cat\ud83d.jpg")])) == 64
+
+
+def test_data_that_may_not_be_looked_at_are_named(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setitem(data.SOURCES, "folder", refuse)
+    assert data.main(["folder", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be read (Permission denied)" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be read .Permission denied"):
+        data.load("folder", tmp_path)
 
 
 def deeper(folder, name):
@@ -308,6 +344,7 @@ def test_every_bad_file_is_told_at_once(copy, capsys):
         data.load("folder", copy)
     message = str(caught.value)
     assert "7 files cannot be used" in message and len(message.splitlines()) == 7 and "6.txt" not in message
+    assert f'python data.py folder "{copy}" lists them all' in message
     assert data.main(["folder", str(copy)]) == 2
     out, error = capsys.readouterr()
     assert len(out.splitlines()) == 7 and "6.txt: cannot be read as a picture (it is of no kind" in out
@@ -385,6 +422,10 @@ def test_classes_alone_are_trained_on_and_tested_with_holdout(copy, capsys):
     assert "21 training and no test images" in capsys.readouterr().out
     shutil.rmtree(copy / "test")
     assert len(data.load("folder", copy, holdout=6).test.labels) == 6
+    for path in list((copy / "train" / "owl").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match="holdout=6: owl has one picture only"):
+        data.load("folder", copy, holdout=6)
 
 
 def test_odd_but_readable_pictures_are_noted_by_name(copy, monkeypatch, capsys):
@@ -443,13 +484,16 @@ def test_cifar10_comes_from_the_next_server_if_one_fails(tmp_path, monkeypatch, 
     assert capsys.readouterr().out.count("zenodo.org") == 1
     data.cifar10(tmp_path / "data")
     assert len(asked) == 2
+    (tmp_path / "data" / source.name / "batches.meta").unlink()
+    with pytest.raises(DataError, match="batches.meta: is missing or damaged; delete .*batches-py and"):
+        data.cifar10(tmp_path / "data")
 
 
 def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", offline)
     assert data.main(["cifar10", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -458,7 +502,8 @@ def test_cifar10_absent_or_damaged(tmp_path, monkeypatch, capsys):
     batch.parent.mkdir()
     batch.write_bytes(b"torn")
     assert data.main(["cifar10", str(tmp_path)]) == 2
-    assert "data_batch_3: is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "data_batch_3: is damaged" in error and "(no network)" in error
 
 
 def test_command_line_prints_what_is_there(pictures, capsys):
