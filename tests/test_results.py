@@ -345,6 +345,20 @@ def test_the_page_of_accurate_says_what_teachers_gave():
     assert f"`taught` {two}, with six 91.43% and {six}" in text("results/README.md")
 
 
+def test_the_page_of_accurate_says_what_teachers_gave_from_the_beginning():
+    alone = folder.read_metrics(RUNS["accurate"] / "metrics.csv")[21:88:22]
+    note = TRIALS["taught-fresh"]["note"]
+    taught = [
+        cells("docs/accurate.md", f"| {row.lr:g} | {row.epoch} | {row.test_accuracy:.2f}%")[3]
+        for row in alone
+    ]
+    assert "{}, {}, {} and {} at the end of".format(*(text.strip("%") for text in taught)) in note.replace(
+        "%", ""
+    )
+    gain = float(taught[-1].strip("%")) - alone[-1].test_accuracy
+    assert cells("docs/accurate.md", "| two teachers in a training")[1] == f"{gain:+.1f}".replace("-", "−")
+
+
 def test_the_page_of_accurate_says_what_an_equal_teacher_gave():
     page, alone, taught = text("docs/accurate.md"), TRIALS["trial-decay-1e-4"], TRIALS["trial-taught-by-one"]
     assert f"`accurate` had {alone['accuracy']}%" in page and f"ended at {taught['accuracy']}% too" in page
