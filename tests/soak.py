@@ -59,9 +59,10 @@ def same_run(one, two):
     )
 
 
-def soak(settings, folder, kills, chance, ranks=None):
+def soak(settings, folder, kills, chance, ranks=None, wait=0.4):
     """Run with `settings` undisturbed and under `kills` signals at random moments; `ranks` are torchrun's.
 
+    The moment is up to `wait` seconds after a line that it prints; without, at the end of an epoch.
     Returns the kills by signal, the number of resumes, and whether both runs are equal.
     """
     whole, run = Path(folder, "whole"), Path(folder, "run")
@@ -76,9 +77,9 @@ def soak(settings, folder, kills, chance, ranks=None):
         if sum(sent.values()) == kills:
             break
         for line in process.stdout:
-            if line.startswith("epoch") or "of fewer than" in line:  # its training is about to begin, or has
+            if line.startswith("epoch") or (wait and "of fewer than" in line):  # it is about to train
                 break
-        time.sleep(chance.uniform(0, 0.4))
+        time.sleep(chance.uniform(0, wait))
         signals = RANKS_SIGNALS if ranks else SIGNALS
         name = signals[sum(sent.values()) % len(signals)]
         process.send_signal(getattr(signal, name))

@@ -1,9 +1,9 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -69,14 +69,12 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         assert words in error and len(error.splitlines()) == 1
 
 
-def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, monkeypatch, capsys):
-    start = gpu.Plan.start
+def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, at_step, monkeypatch, capsys):
+    def here(plan, name, *arguments):  # in this process, which is quicker
+        code = train.main(list(arguments))
+        return SimpleNamespace(poll=lambda: None, send_signal=lambda number: None, wait=lambda *_: code)
 
-    def here(plan, name, *arguments):  # but for the run that is stopped, in this process, which is quicker
-        if "epochs=3" in arguments:
-            return start(plan, name, *arguments)
-        return SimpleNamespace(wait=lambda _: train.main(list(arguments)))
-
+    at_step(4, lambda: signal.raise_signal(signal.SIGINT))  # in the second epoch of the first training
     monkeypatch.setattr(gpu.Plan, "start", here)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(throughput, "IMAGES", 40)
@@ -91,8 +89,7 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
     assert gpu.main([*asked, "--minutes", "100", "--out", "out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "runs.tar.gz"]
     report = (tmp_path / "out" / "report.md").read_text()
-    stopped = re.search(r"^stopped: exit code (\d+), after [12] epochs", report, re.MULTILINE)
-    assert int(stopped[1]) == 130 or sys.platform == "win32"
+    assert "stopped: exit code 130, after 1 epochs" in report
     assert "resumed: done, 3 epochs" in report and "did not end" not in report
     assert len(re.findall(r"^\| 0 \| (?:off|on) \| [\d.]+% \|", report, re.MULTILINE)) == 2
     assert len(re.findall(r"^\| `(?:fast|accurate)` \| (?:off|on) \| [\d,]+ \|", report, re.MULTILINE)) == 4
@@ -101,16 +98,15 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, mo
         names = archive.getnames()
     for name in ("smoke", "fast-seed0-off", "fast-seed0-on", "accurate"):
         assert {f"runs/{name}/metrics.csv", f"runs/{name}/config.yaml", f"runs/{name}/best.pt"} <= set(names)
-    assert "runs/smoke.log" in names
 
 
 def test_the_gpu_plan_ends_in_time(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = ["dataset=folder", f"data_dir={pictures}", "device=cpu", "epochs=99999"]
-    began = time.monotonic()
     monkeypatch.setattr(gpu, "smoke", lambda plan: plan.tell("trained" if plan.train("long") else "stopped"))
     assert gpu.main([*asked, "--minutes", "0.05", "--out", "out"]) == 0
-    assert time.monotonic() - began < 40
+    with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
+        assert "runs/long.log" in archive.getnames()
     report = (tmp_path / "out" / "report.md").read_text()
     assert "stopped" in report and "## fast" not in report
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import model
-from harness import checkpoint, folder
-from harness.errors import UserError
+from harness import checkpoint
 
 
 def test_the_best_weights_hold_what_one_needs_to_use_them_and_no_more(finished):
@@ -15,13 +14,14 @@ def test_the_best_weights_hold_what_one_needs_to_use_them_and_no_more(finished):
     assert sorted(torch.load(finished / "best.pt", weights_only=True)) == use
 
 
-def test_a_training_starts_from_all_weights_for_the_same_classes(call, arguments, finished):
-    code, out, _ = call(
-        *arguments, f"weights={finished / 'last.pt'}", "lr=1e-9", "average=0", "weight_decay=0"
-    )
+def test_a_training_starts_from_all_weights_for_the_same_classes(call, arguments, finished, tmp_path):
+    still = ["lr=1e-9", "average=0", "weight_decay=0"]
+    code, out, _ = call(*arguments, f"weights={finished / 'last.pt'}", *still)
     assert code == 0 and "all layers" in out
-    before = folder.read_metrics(finished / "metrics.csv")[-1].test_accuracy
-    assert f"{before:6.2f}%" in out
+    given, kept = (checkpoint.load(run / "last.pt")["weights"] for run in (finished, tmp_path / "run"))
+    for name, weight in given.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.allclose(kept[name], weight, atol=1e-5), name
 
 
 def test_a_training_keeps_its_last_layer_for_other_classes(call, start, finished, tmp_path, capsys):
@@ -73,10 +73,7 @@ def test_bad_weights_are_refused_in_one_line(call, arguments, finished, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_another_network_are_refused(call, arguments, finished, tmp_path):
-    for weights, network in ((finished / "last.pt", "s8"),):
-        code, _, error = call(*arguments, f"weights={weights}", f"network={network}")
-        assert code == 2 and "holds fast, not s8" in error and len(error.splitlines()) == 1
+def test_weights_of_other_layers_are_refused(call, arguments, finished, tmp_path):
     saved = torch.load(finished / "best.pt", weights_only=True)
     torch.save(saved | {"weights": model.build("s8", 3).state_dict()}, tmp_path / "old.pt")
     code, _, error = call(*arguments, f"weights={tmp_path / 'old.pt'}")
@@ -97,15 +94,6 @@ def test_a_run_with_weights_resumes_without_their_file(call, arguments, finished
     path.unlink()
     assert call("--resume", tmp_path / "run", "epochs=3")[0] == 0
     assert call("--evaluate", tmp_path / "run")[0] == 0
-
-
-def test_the_messages_name_the_data_to_give(finished):
-    saved = torch.load(finished / "last.pt", weights_only=True)
-    with pytest.raises(
-        UserError,
-        match=r"the run knows 3 classes \(cat, dog, owl\), the data has 2 \(cat, dog\); give",
-    ):
-        checkpoint.check_network(saved, "fast", ["cat", "dog"])
 
 
 def swap(one, other):

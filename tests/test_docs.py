@@ -5,11 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+import data
 import model
+import train
+from harness import folder
 
 ROOT = Path(model.__file__).parent
-PAGES = [*(ROOT / name / "README.md" for name in ("", "results", "study")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [
+    *(ROOT / name / "README.md" for name in ("", "results", "study", "benchmarks")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 
 
 @pytest.mark.parametrize("name", model.NETWORKS)
@@ -67,4 +75,22 @@ def test_networks_and_data_stand_alone():
     for name in ("model.py", "data.py"):
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-        assert not [module for module in imported if module.startswith(("harness", "train"))]
+        imported += [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+        ours = {"train", "model", "data", "harness", "tools", "benchmarks", "study"}
+        assert not ours & {module.split(".")[0] for module in imported}
+
+
+def test_the_code_of_the_readme_runs_and_its_run_resumes(pictures, tmp_path, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(data.SOURCES, "cifar10", lambda root: data.folder(pictures))
+    monkeypatch.setitem(model.NETWORKS, "mine", None)  # gone again after the test
+    Image.new("RGB", (50, 40)).save("cat.jpg")
+    exec(code.replace('"results/', f'"{(ROOT / "results").as_posix()}/'), {})
+    classes = model.load(ROOT / "results" / "taught" / "weights.pt").classes
+    assert capsys.readouterr().out.splitlines()[0] in classes
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len(folder.read_metrics(run / "metrics.csv")) == 5
+    assert train.main(["--resume", str(run), "epochs=6"]) == 0

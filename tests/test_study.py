@@ -136,7 +136,8 @@ def test_the_recorded_runs_are_whole_and_of_the_settings_named(recorded, tmp_pat
         assert [row.lr for row in rows] == pytest.approx(lrs, rel=1e-5)
         assert settings.step_size == 1 and settings.whiten == (each.purpose != LEARNT_FILTERS)
     table.write_runs(tmp_path / "metrics.csv", recorded.runs)
-    assert (tmp_path / "metrics.csv").read_bytes() == (table.HERE / "metrics.csv").read_bytes()
+    written, kept = ((folder / "metrics.csv").read_text("utf-8") for folder in (tmp_path, table.HERE))
+    assert written == kept
 
 
 def test_a_damaged_table_is_told_by_its_line(tmp_path):
