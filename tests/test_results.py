@@ -347,6 +347,13 @@ def test_the_page_of_accurate_says_what_teachers_gave():
     assert f"`taught` {two}, with six 91.43% and {six}" in text("results/README.md")
 
 
+def test_the_page_of_accurate_says_what_teaching_once_more_gave():
+    page, again, before = text("docs/accurate.md"), figures("taught-again")[0], figures("taught")[0]
+    assert f"from {before:.2f}% on with" in page and f"ended at {again:.2f}%, after 91.26% at the" in page
+    assert ", 91.26 and" in TRIALS["taught-again"]["note"]
+    assert abs(again - before) < 0.1 and cells("docs/accurate.md", "| 40 epochs more with these")[1] == "0.0"
+
+
 def test_the_page_of_accurate_says_what_teachers_gave_from_the_beginning():
     alone = folder.read_metrics(RUNS["accurate"] / "metrics.csv")[21:88:22]
     note = TRIALS["taught-fresh"]["note"]
