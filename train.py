@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     # These two exceptions are, like UserError, the user's mistakes: one line, exit code 2.
     with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
-        devices.flush_denormals()
-        command, settings, path = parse(argv, __doc__)  # reads weights, for which torch may start its threads
+        devices.flush_denormals()  # not only in devices.pick: reading weights may start torch's threads
+        command, settings, path = parse(argv, __doc__)
         if command == "evaluate":
             evaluate(settings, path)
         else:
@@ -121,8 +121,8 @@ class Training:
         self.lr_since = 0  # the epoch that StepLR counts from: 0, or that in which --resume changed lr
         self.rows: list[Row] = []  # one for each epoch done
         # The loss of each training image when it was last seen. All ranks hold the same, but for the images
-        # of the epoch under way: of those a rank holds what it has seen itself, and 0 for the others, so that
-        # the sum over the ranks has each once.
+        # of the epoch under way: of those a rank holds what it has seen itself, and 0 for the others, so
+        # that the sum over the ranks has each once.
         self.losses = torch.zeros(len(dataset.train.labels), device=device)
         self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:

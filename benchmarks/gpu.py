@@ -143,7 +143,7 @@ def fast(plan: Plan) -> None:
 
 
 def measure(rates: dict[str, float], plan: Plan) -> None:
-    """Images per second of the training loop; each network's without compile goes into `rates`."""
+    """Images per second of the training loop; the rate without compile goes into `rates`."""
     plan.tell("\n## Images per second of the training loop\n")
     plan.tell("| network | compile | images/s |")
     plan.tell("|---|---|---|")
