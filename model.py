@@ -160,15 +160,14 @@ def fast(classes: int, dropout: float) -> Network:
     return Network(*stem, *at_16, *at_8, *at_4, *head)
 
 
-def accurate(classes: int, dropout: float, blocks: Sequence[int] = (3, 5, 4)) -> Network:
+def accurate(classes: int, dropout: float) -> Network:
     """Made for the highest accuracy: separable convolutions in residual blocks at 32, 16 and 8 pixels.
 
     24 of them lie one behind the other. Chosen among six designs on held-out images (docs/accurate.md).
-    `blocks` are those at each resolution.
     """
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1, bias=False)]
     inputs = 32
-    for stage, (count, width) in enumerate(zip(blocks, (32, 64, 128), strict=True)):
+    for stage, (count, width) in enumerate([(3, 32), (5, 64), (4, 128)]):
         for number in range(count):
             layers.append(PreActivation(inputs, width, stride=2 if stage and number == 0 else 1))
             inputs = width

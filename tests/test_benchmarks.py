@@ -6,15 +6,11 @@ import sys
 import tarfile
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-import data
-import model
 import train
-from benchmarks import candidates, gpu, throughput, time_to_accuracy
+from benchmarks import gpu, throughput, time_to_accuracy
 from harness import folder
-from harness import settings as configuration
 
 
 def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capsys):
@@ -123,78 +119,3 @@ def test_the_gpu_plan_tells_mistakes_first_and_that_a_training_failed(
     for part in ("fast", "measure", "accurate"):
         monkeypatch.setattr(gpu, part, lambda *_: None)
     assert gpu.main(["dataset=folder", f"data_dir={pictures}", "device=cpu", "--out", "out"]) == 1
-
-
-@pytest.mark.parametrize("name", candidates.DESIGNS)
-def test_every_design_is_small_and_gives_logits(name):
-    network = candidates.DESIGNS[name](10, 0)
-    assert 180_000 < model.count_parameters(network) < 200_000
-    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    assert network(images).shape == (2, 10)
-
-
-def test_channel_attention_weighs_each_channel_by_itself_and_its_neighbours():
-    attention = candidates.ChannelAttention()
-    images = torch.randn(2, 8, 4, 4)
-    weights = attention(images) / images
-    assert torch.allclose(weights, weights.mean((2, 3), keepdim=True).expand_as(weights), atol=1e-4)
-    changed = images.clone()
-    changed[:, 5] += 1
-    differ = (attention(changed) / changed).mean((2, 3)) - weights.mean((2, 3))
-    assert (differ.abs() > 1e-4).any(0).nonzero().flatten().tolist() == [4, 5, 6]
-
-
-def test_small_weights_are_spared_weight_decay():
-    optimizer = candidates.spared(model.build("accurate").parameters(), lr=0.1, weight_decay=0.5)
-    others, small = optimizer.param_groups
-    assert (others["weight_decay"], small["weight_decay"]) == (0.5, 0)
-    assert {tuple(weight.shape[1:]) for weight in small["params"]} == {(), (1, 3, 3)}
-    assert len(others["params"]) + len(small["params"]) == len(list(model.build("accurate").parameters()))
-
-
-@pytest.mark.parametrize("name", [name for name, trial in candidates.TRIALS.items() if trial.change])
-def test_training_images_are_changed_four_at_a_time_and_test_images_are_not(name):
-    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(64, 3, 32, 32)
-    split = data.Split(images, torch.zeros(64, dtype=torch.long))
-    info = data.Info("one image", ["0"], [0.0] * 3, [1 / 255] * 3, 64, 64, "test")
-    torch.manual_seed(0)
-    for seed, least, most in ((None, 1, 1), (0, 6, 16)):
-        loader = candidates.ChangedLoader(candidates.TRIALS[name].change, split, info, 64, seed=seed)
-        batch = next(loader.batches()).images
-        assert least <= len(batch.unique(dim=0)) <= most
-        assert batch.shape == (64, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_trials_are_trained_gone_on_with_and_tabulated(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
-    monkeypatch.setitem(configuration.FIELDS, "network", (str, model.NETWORKS))
-    monkeypatch.setattr(train, "SGD", train.SGD)
-    monkeypatch.setattr(train, "Loader", train.Loader)
-    used = []
-
-    def main(words, main=train.main):
-        used.append((train.SGD, getattr(train.Loader, "func", train.Loader)))
-        return main(words)
-
-    monkeypatch.setattr(train, "main", main)
-    call = ["dataset=folder", f"data_dir={pictures}", "holdout=3", "epochs=1", "batch_size=8", "device=cpu"]
-    call += ["--only", "smoothing-0,decay-5e-4-spared,erasing,g8b2", "--out", str(tmp_path)]
-    assert candidates.main(call) == candidates.main(call) == 0
-    plain = (torch.optim.SGD, data.Loader)
-    changed = (torch.optim.SGD, candidates.ChangedLoader)
-    assert used == [plain, (candidates.spared, data.Loader), changed, plain] * 2
-    out = capsys.readouterr().out
-    assert out.count("epoch   1/1") == 4 and out.count("nothing to do") == 4
-    head, *lines = (tmp_path / "trials.csv").read_text().splitlines()
-    assert head.split(",") == candidates.COLUMNS and len(lines) == 4
-    starts = ("smoothing-0,0,accurate,label_smoothing=0 ", "decay-5e-4-spared,0,", "erasing,0,", "g8b2,0,")
-    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
-    kept = configuration.of_run(tmp_path / "smoothing-0-seed0")
-    assert (kept.label_smoothing, kept.cutmix, kept.step_size, kept.holdout) == (0, 0.5, 6, 3)
-    assert candidates.main(["--only", "vgg"]) == 2
-    assert "vgg: choose from recipe" in capsys.readouterr().err
-    assert candidates.main([*call, "--only", "taught-by-two"]) == 2
-    assert "recipe-seed0" in capsys.readouterr().err
-    assert candidates.main([*call, "--only", "recipe,taught-by-one"]) == 0
-    taught = configuration.of_run(tmp_path / "taught-by-one-seed0")
-    assert taught.teachers == str(tmp_path / "recipe-seed0" / "last.pt")

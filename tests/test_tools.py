@@ -25,7 +25,6 @@ SCRIPTS = [
     "tools/compare.py",
     "tools/export.py",
     "tools/predict.py",
-    "benchmarks/candidates.py",
 ]
 SCRIPTS += ["benchmarks/gpu.py", "benchmarks/throughput.py", "benchmarks/time_to_accuracy.py"]
 SCRIPTS += ["study/run.py", "study/draw.py"]
