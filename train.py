@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while torch loads
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while torch loads; main undoes it
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     # These two exceptions are, like UserError, the user's mistakes: one line, exit code 2.
     with devices.process_group(), one_line_errors(data.DataError, model.NetworkError) as outcome:
-        devices.flush_denormals()  # not only in devices.pick: reading weights may start torch's threads
+        devices.flush_denormals()  # tiny numbers slow CPUs; before parse, where torch may start its threads
         command, settings, path = parse(argv, __doc__)
         if command == "evaluate":
             evaluate(settings, path)
@@ -95,7 +95,7 @@ class Training:
         self.autocast = devices.autocast(device, settings.precision)
         self.large = training_loader(settings, dataset, data.SIZE, device)
         self.small = self.large  # for the first epochs: smaller images take less time
-        if settings.epochs_on_small:
+        if settings.epochs_on_small:  # small_epochs of config.yaml, where that is empty half of all
             self.small = training_loader(settings, dataset, settings.small_size, device)
         batch_size = TEST_BATCH * devices.world_size()  # of all ranks together
         self.test_loader = Loader(dataset.test, dataset.info, batch_size, device, **devices.shard())
@@ -103,10 +103,10 @@ class Training:
         self.average = MovingAverage(self.network)
         self.teachers = checkpoint.teachers(settings.teacher_files, dataset.info.classes, self.small.size)
         for teacher in self.teachers:
-            devices.place(teacher, device)
+            devices.place(teacher, device)  # in place, as .to() of a module
         self.ddp = devices.ddp(self.network)  # the network itself, unless several processes train it
         if settings.compile:
-            devices.compiled(self.network, device)
+            devices.compile_in_place(self.network, device)
         self.optimizer = SGD(
             self.network.parameters(),
             lr=settings.lr,
@@ -115,20 +115,20 @@ class Training:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        # fall_every is step_size of config.yaml, where that is empty a fifth of the epochs.
         self.scheduler = StepLR(self.optimizer, settings.fall_every, settings.gamma)
         # Of the epoch under way; StepLR lowers it in end_epoch. A step of the warm-up has less: see set_lr.
         self.lr = settings.lr
         self.lr_since = 0  # the epoch that StepLR counts from: 0, or that in which --resume changed lr
         self.rows: list[Row] = []  # one for each epoch done
-        # The loss of each training image when it was last seen. All ranks hold the same, but for the images
-        # of the epoch under way: of those a rank holds what it has seen itself, and 0 for the others, so
-        # that the sum over the ranks has each once.
+        # The loss of each training image when it was last seen. Those of the epoch under way are spread over
+        # the ranks: each has what it saw itself and 0 for the rest, so that all_losses can add them up.
         self.losses = torch.zeros(len(dataset.train.labels), device=device)
         self.test_seconds = 0.0  # what the last test took
         # Of the epoch under way:
         self.step = 0  # steps done
         self.seconds = 0.0
-        self.images = torch.arange(len(self.losses), device=device)  # indices of those it trains on
+        self.indices = torch.arange(len(self.losses), device=device)  # of the images it trains on
         self.meter = Meter(device, "epoch 1", self.lr)
 
     @property
@@ -144,14 +144,14 @@ class Training:
     @property
     def steps(self) -> int:
         """How many steps the epoch under way has."""
-        return self.loader.steps(len(self.images))
+        return self.loader.steps(len(self.indices))
 
     def begin_epoch(self) -> None:
         """Choose the images of the epoch: all, or, to save time, those that the network knows least."""
         self.losses = self.all_losses()
         left_out = self.settings.left_out(self.epoch)
-        self.images = data.least_known(self.losses, left_out, self.settings.batch_size)
-        self.losses.index_fill_(0, self.images, 0)  # until they are seen again
+        self.indices = data.least_known(self.losses, left_out, self.settings.batch_size)
+        self.losses.index_fill_(0, self.indices, 0)  # each rank fills in what it sees; all_losses adds up
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
 
     def end_epoch(self, train: tuple[float, float], test: tuple[float, float]) -> None:
@@ -166,7 +166,7 @@ class Training:
         """The losses of all images (N), those of this epoch added up over the ranks; 0 if still to come."""
         losses = self.losses.clone()
         if devices.world_size() > 1:
-            losses[self.images] = devices.total(losses[self.images]).to(self.device)
+            losses[self.indices] = devices.total(losses[self.indices]).to(self.device)
         return losses
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Training:
             "step": self.step,
             "seconds": self.seconds,
             "meter": self.meter.total(),
-            "images": self.images,
+            "images": self.indices,
             "losses": self.all_losses(),
             "teachers": checkpoint.digests(self.teachers),
         }
@@ -201,17 +201,21 @@ class Training:
         self.rows = [Row(*row) for row in state["rows"]]
         changed = self.settings.lr != state["settings"]["lr"]
         self.lr_since = self.epoch if changed else state["lr_since"]
+
+        # StepLR counts again from lr_since up to this epoch. So lr is what it would be if the settings, of
+        # which gamma and step_size may have changed too, had been these all along.
         set_lr(self.optimizer, self.settings.lr)
         self.optimizer.step()  # changes nothing without gradients; StepLR warns unless one came first
-        self.scheduler.last_epoch = self.lr_since  # from there on lr falls as in a run that never stopped
+        self.scheduler.last_epoch = self.lr_since
         for _ in range(self.lr_since, self.epoch):
             self.scheduler.step()
         self.lr = self.optimizer.param_groups[0]["lr"]
+
         self.step, self.seconds = state["step"], state["seconds"]
-        self.images = state["images"].to(self.device)
+        self.indices = state["images"].to(self.device)
         self.losses.copy_(state["losses"])
         if devices.rank() > 0:
-            self.losses.index_fill_(0, self.images, 0)  # the first rank holds what all of them saw
+            self.losses.index_fill_(0, self.indices, 0)  # the first rank holds what all of them saw
         self.meter = Meter(self.device, f"epoch {self.epoch + 1}", self.lr)
         self.meter.restore(state["meter"])  # on the first rank, as with the losses
 
@@ -224,16 +228,16 @@ class MovingAverage:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval()
-        self.average: list[Tensor] = []
+        self.averaged: list[Tensor] = []
         self.current: list[Tensor] = []  # the network's own memory, and so always current
-        for average, current in zip(tensors(self.network), tensors(network)):
-            if average.is_floating_point():  # not BatchNorm's count of batches
-                self.average.append(average)
+        for averaged, current in zip(tensors(self.network), tensors(network)):
+            if averaged.is_floating_point():  # not BatchNorm's count of batches
+                self.averaged.append(averaged)
                 self.current.append(current)
 
     def update(self, decay: float) -> None:
         """average = decay × average + (1 - decay) × current, in place for all tensors at once."""
-        torch._foreach_lerp_(self.average, self.current, 1 - decay)
+        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
 
 
 def tensors(network: nn.Module) -> list[Tensor]:
@@ -247,7 +251,7 @@ def train_epoch(training: Training, after_batch: Callable[[Training], None]) -> 
         training.begin_epoch()
     training.network.train()
     began = time.perf_counter() - training.seconds  # of earlier, if the run was resumed in this epoch
-    for batch in training.loader.batches(training.epoch, training.step, training.images):
+    for batch in training.loader.batches(training.epoch, training.step, training.indices):
         if training.teachers:
             batch = ask_teachers(training, batch)
         seed_dropout(training)
@@ -293,9 +297,10 @@ def forward(training: Training, network: nn.Module, batch: Batch) -> tuple[Tenso
     """
     with training.autocast:
         logits = network(batch.images).float()
-    # "none": not reduced to their mean, for the loss of each image is remembered.
     smoothing = training.settings.label_smoothing
-    return logits, F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+    # "none": not reduced to their mean, for the loss of each image is remembered.
+    losses = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+    return logits, losses
 
 
 @torch.no_grad()
@@ -322,18 +327,20 @@ def set_lr(optimizer: SGD, lr: float) -> None:
 def warmup_factor(training: Training) -> float:
     """A factor on the learning rate of this step, which rises to 1 over the first `warmup_epochs`."""
     step = training.epoch * training.steps + training.step + 1  # of the run, from 1
-    return min(1, step / max(1, training.settings.warmup_epochs * training.steps))
+    steps = training.settings.warmup_epochs * training.steps
+    return min(1, step / max(1, steps))  # without a warm-up 1 from the first step on
 
 
 def average_decay(training: Training) -> float:
     """The decay of the moving average at this step: 0.1 at first, so that the fresh weights soon fade."""
-    step = training.epoch * training.large.steps() + training.step  # of the run, had no image been left out
+    # As if no image were ever left out. When the first are, the 10 hardly counts any more.
+    step = training.epoch * training.large.steps() + training.step
     return min(training.settings.average, (1 + step) / (10 + step))
 
 
 def seed_dropout(training: Training) -> None:
     """Seed dropout from seed, epoch, step and rank, so that a resumed run draws the same."""
-    # Large factors, so that no two steps share a seed; torch takes none above 63 bits.
+    # Large factors, so that no two steps of a run share a seed. Of 63 bits, for torch takes 64 at most.
     seed = (training.settings.seed * 1_000_003 + training.epoch) * 1_000_003 + training.step
     devices.seed(training.device, (seed * 1009 + devices.rank()) % 2**63)
 
@@ -361,14 +368,14 @@ def training_loader(settings: Settings, dataset: Dataset, size: int, device: tor
 def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> nn.Module:
     """The network before training, its first convolution whitened if the settings say so."""
     torch.manual_seed(settings.seed)
-    network = model.build(settings.network, loader.classes, settings.dropout)
+    network = model.build(settings.network, loader.num_classes, settings.dropout)
     if reason := model.refusal(network, data.SIZE):
         raise UserError(f"network={settings.network}: fails on images of {data.SIZE} pixels ({reason})")
     if settings.epochs_on_small and model.refusal(network, settings.small_size):
         small = f"images of {settings.small_size} pixels, as the first epochs have"
         raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:
-        model.whiten(network, loader.plain(2000).cpu())
+        model.whiten(network, loader.plain(2000).cpu())  # some training images, not augmented
     return devices.place(network, device)
 
 

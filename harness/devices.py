@@ -232,7 +232,7 @@ def ddp(network: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
 
 
-def compiled(network: nn.Module, device: torch.device) -> None:
+def compile_in_place(network: nn.Module, device: torch.device) -> None:
     """Let torch compile the network's passes, in place; where it cannot, a line says why and nothing changes.
 
     torch.compile needs a C compiler, on CUDA also Triton and a card of compute capability 7.0. Without them

@@ -68,16 +68,16 @@ def test_images_of_low_loss_are_left_out():
     batches, losses = loader(numbered(50), 16, seed=0, crop=2), torch.arange(50.0)
     chosen = data.least_known(losses, 0.4, 16)
     drawn = []
-    for batch in batches.batches(3, images=chosen):
+    for batch in batches.batches(3, indices=chosen):
         assert torch.equal(batch.indices, batch.labels)
         assert torch.equal(batch.images[:, 0, 0, 0], batch.labels.float())
         drawn += batch.labels.tolist()
     assert sorted(drawn) == list(range(18, 50)) and drawn != sorted(drawn)
     assert batches.steps(len(chosen)) == 2  # 30 images, and 2 more to fill a batch
     chosen = data.least_known(losses, 0.999, 16)
-    assert [len(batch.labels) for batch in batches.batches(3, images=chosen)] == [16]
+    assert [len(batch.labels) for batch in batches.batches(3, indices=chosen)] == [16]
     chosen = data.least_known(torch.rand(50), 0, 16)
-    for batch, other in zip(batches.batches(3, images=chosen), batches.batches(3), strict=True):
+    for batch, other in zip(batches.batches(3, indices=chosen), batches.batches(3), strict=True):
         assert torch.equal(batch.labels, other.labels)
 
 

@@ -59,7 +59,7 @@ def images_after_resuming(pairs):
     resumed.load_state_dict(training.state_dict())
     for each in pair:
         each.begin_epoch()
-    return [each.images.tolist() for each in pair], training.all_losses()[training.images].tolist()
+    return [each.indices.tolist() for each in pair], training.all_losses()[training.indices].tolist()
 
 
 def divergence(rank):

@@ -167,6 +167,16 @@ def test_whitened_outputs_are_uncorrelated_with_unit_variance():
     assert torch.allclose(outputs[:count].cov(), torch.eye(count), atol=0.15)
 
 
+def test_whitening_looks_where_a_dilated_convolution_does():
+    torch.manual_seed(0)
+    smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 36, 36), 5, stride=1) * 5
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, dilation=3, bias=False))
+    model.whiten(network, smooth)
+    with torch.no_grad():
+        outputs = network(smooth)[:, :6].transpose(0, 1).flatten(1)
+    assert torch.allclose(outputs.cov(), torch.eye(6), atol=0.05)
+
+
 @pytest.mark.parametrize("outputs", [1, 7, 16, 80])
 def test_whitening_takes_any_number_of_filters(outputs):
     network = nn.Sequential(nn.Conv2d(3, outputs, 3))

@@ -239,8 +239,8 @@ def test_the_images_known_best_are_left_out_from_the_second_of_five_epochs_on(st
     for kept in (21, 16, 16, 21, 21):
         before = training.losses.clone()
         epochs(training)
-        assert len(training.images) == kept and training.steps == -(-kept // 8)
-        left_out = [image for image in range(21) if image not in training.images.tolist()]
+        assert len(training.indices) == kept and training.steps == -(-kept // 8)
+        left_out = [image for image in range(21) if image not in training.indices.tolist()]
         changed = (training.losses != before).nonzero().flatten().tolist()
         assert sorted(changed + left_out) == list(range(21))
         if kept < 21:
