@@ -351,6 +351,18 @@ def test_the_page_of_accurate_says_what_teaching_once_more_gave():
     assert abs(again - before) < 0.1 and cells("docs/accurate.md", "| 40 epochs more with these")[1] == "0.0"
 
 
+def test_the_page_of_accurate_says_what_a_strong_decay_gave_with_teachers():
+    page, trial = text("docs/accurate.md"), TRIALS["taught-decay"]
+    ends, points = (
+        "89.05, 89.92, 90.59 and 91.09%",
+        cells("docs/accurate.md", "| `weight_decay=5e-4` while these")[1],
+    )
+    assert f"{ends} at the end of the four" in page and f"{ends} at the end of 0.05" in trial["note"]
+    assert f"at 0.003125 gave {trial['accuracy']}%, with two views" in page
+    level = float(ends.split()[-1].strip("%")) - figures("taught")[0]
+    assert points == "0.0" and abs(level) < 0.05
+
+
 def test_the_page_of_accurate_says_what_teachers_gave_from_the_beginning():
     alone = folder.read_metrics(RUNS["accurate"] / "metrics.csv")[21:88:22]
     note = TRIALS["taught-fresh"]["note"]
