@@ -251,12 +251,12 @@ def parts(root: Path) -> tuple[Path, Path | None]:
     for name in names:
         if name not in ("train", "test") and name.casefold() in ("train", "test"):
             raise DataError(f"{root / name}: must be called {name.casefold()}; rename it")
-        if "train" not in names and "train" in class_folders(root / name):
+        if "train" not in names and holds_parts(root / name):
             raise DataError(f"{root}: the pictures lie one folder deeper; set data_dir={root / name}")
     others = [name for name in names if name.casefold() in TEST_NAMES]
     if "train" in names:
         train = root / "train"
-        if "train" in class_folders(train):
+        if holds_parts(train):
             raise DataError(f"{root}: the pictures lie one folder deeper; set data_dir={train}")
         if "test" not in names and others:
             raise DataError(f"{root / others[0]}: must be called test; rename it")
@@ -264,6 +264,12 @@ def parts(root: Path) -> tuple[Path, Path | None]:
     if not names or "test" in names or others:
         raise DataError(f"{root / 'train'}: there is no such folder; {wanted}")
     return root, None
+
+
+def holds_parts(root: Path) -> bool:
+    """Whether a folder holds train/ and maybe test/, not classes, one of which may be called train, too."""
+    names = class_folders(root)
+    return "train" in names and all(name.casefold() in ("train", "test", *TEST_NAMES) for name in names)
 
 
 def class_folders(root: Path) -> list[str]:

@@ -88,8 +88,9 @@ class RunFolder:
         self.stop.listen()
         if not self.saved:
             self.save(training)
-        with devices.first_rank_first():
-            self.write_config()
+        if not self.saved or len(self.rows) < self.settings.epochs:  # else these settings train nothing
+            with devices.first_rank_first():
+                self.write_config()
 
     def after_batch(self, training: Training) -> None:
         """Show the bar. Save if it is time or a signal came, and stop if one came. Raises Stopped.
@@ -133,7 +134,7 @@ class RunFolder:
         """Write best.pt, if the state is that at the end of the best epoch so far."""
         if state["step"] == 0 and self.rows and best(self.rows) is self.rows[-1]:
             for_use = {name: state[name] for name in checkpoint.FOR_USE}
-            self.write("best.pt", serialised(for_use), optional=True)
+            self.write("best.pt", serialised(for_use), optional=True, retries=RETRIES)
 
     def write_scalars(self, rows: Sequence[Row]) -> None:
         """Give rows to TensorBoard, where that is on."""
@@ -154,14 +155,17 @@ class RunFolder:
 
     def write_metrics(self) -> None:
         """Write metrics.csv, a row for each epoch saved."""
-        self.write("metrics.csv", metrics_text(self.rows, self.info.scored_on).encode(), optional=True)
+        text = metrics_text(self.rows, self.info.scored_on)
+        self.write("metrics.csv", text.encode(), optional=True, retries=0)
 
-    def write(self, name: str, content: bytes | memoryview, optional: bool = False) -> None:
+    def write(
+        self, name: str, content: bytes | memoryview, optional: bool = False, retries: int = RETRIES
+    ) -> None:
         """Write a file. What is `optional` costs no run: a note tells what went wrong."""
         if devices.rank() > 0:
             return
         try:
-            write_whole(self.path / name, content, retries=0 if optional else RETRIES)
+            write_whole(self.path / name, content, retries=retries)
         except OSError as error:
             if not optional:
                 raise
@@ -171,7 +175,7 @@ class RunFolder:
         """Write the picture NAME.png that `draw` makes, and put it into TensorBoard where that is on."""
         if devices.rank() > 0 or not (content := pictures.png(draw, f"{name}.png")):
             return
-        self.write(f"{name}.png", content, optional=True)
+        self.write(f"{name}.png", content, optional=True, retries=0)
         if self.tensorboard:
             pixels = np.asarray(Image.open(io.BytesIO(content)))
             self.tensorboard.add_image(name, pixels, epoch, dataformats="HWC")

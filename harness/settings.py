@@ -146,9 +146,10 @@ def parse(argv: list[str] | None, description: str) -> Command:
         return Command("resume", settings, run)
     if config:
         config = local_path("--config ", config)
-    settings = read(pairs, config)
+    chosen = given(pairs, config)
+    settings = build(read_yaml(DEFAULTS) | chosen)
     check_teachers(settings)
-    return Command("run", with_network_of_weights(settings, "network" in given(pairs, config)), None)
+    return Command("run", with_network_of_weights(settings, "network" in chosen), None)
 
 
 def local_path(name: str, text: str) -> str:

@@ -337,6 +337,12 @@ def test_bad_folder_is_refused_by_name(copy, spoil, words, capsys):
     assert words in error and len(error.splitlines()) == 1
 
 
+def test_a_class_may_be_called_train(copy):
+    for part in ("train", "test"):
+        (copy / part / "dog").rename(copy / part / "train")
+    assert data.load("folder", copy).info.classes == ["cat", "owl", "train"]
+
+
 def test_every_bad_file_is_told_at_once(copy, capsys):
     for number in range(7):
         (copy / "train" / "owl" / f"{number}.txt").write_text("no picture")

@@ -113,6 +113,13 @@ def test_files_that_another_program_holds_open_are_left_and_noted(
     assert same_run(tmp_path / "run", finished)
 
 
+def test_the_best_weights_are_worth_a_few_tries(call, arguments, tmp_path, finished, monkeypatch):
+    held_open(monkeypatch, ["best.pt"], 3)
+    code, out, _ = call(*arguments)
+    assert code == 0 and "could not be written" not in out
+    assert same_run(tmp_path / "run", finished)
+
+
 @pytest.mark.parametrize("times, code", [(3, 0), (10**6, 1)])
 def test_the_checkpoint_is_worth_a_few_tries(call, arguments, tmp_path, monkeypatch, times, code):
     met = held_open(monkeypatch, ["last.pt"], times)

@@ -191,3 +191,12 @@ def test_any_file_is_valid_or_refused_in_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
     valid_or_one_line([], path)
+
+
+def test_the_config_file_is_read_once_so_that_it_may_be_a_pipe(tmp_path, monkeypatch):
+    asked, read_yaml = [], settings.read_yaml
+    monkeypatch.setattr(settings, "read_yaml", lambda path: asked.append(Path(path)) or read_yaml(path))
+    config = tmp_path / "my.yaml"
+    config.write_text("lr: 0.125\n")
+    assert settings.parse(["--config", str(config)], "help").settings.lr == 0.125
+    assert asked.count(config) == 1

@@ -58,13 +58,18 @@ def test_predict_answers_every_picture_and_names_what_is_none(gallery, finished,
     out, error = capsys.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == [names[0], names[2], names[3]]
     assert len(error.splitlines()) == 1 and "text.png" in error
-    assert predict.main(["--run", str(finished), "--json", names[0]]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["file"] == names[0] and {entry["name"] for entry in answer["classes"]} == {
-        "cat",
-        "dog",
-        "owl",
-    }
+    assert predict.main([names[0], "--run", str(finished), "--json", names[0]]) == 0
+    answer, again = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (
+        answer == again
+        and answer["file"] == names[0]
+        and {entry["name"] for entry in answer["classes"]}
+        == {
+            "cat",
+            "dog",
+            "owl",
+        }
+    )
     assert sum(entry["probability"] for entry in answer["classes"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -83,7 +88,7 @@ def test_compare_tables_and_draws_what_differs(finished, tmp_path, capsys):
     other = shutil.copytree(finished, tmp_path / "other")
     (other / "config.yaml").write_text((finished / "config.yaml").read_text().replace("lr: 0.05", "lr: 0.07"))
     picture = tmp_path / "both.png"
-    assert compare.main([str(finished), str(other), "--picture", str(picture)]) == 0
+    assert compare.main([str(finished), "--picture", str(picture), str(other)]) == 0
     head, one, two, _ = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["run", "network", "parameters", "lr"]
     assert "0.05" in one and "0.07" in two and "fast" in one and picture.read_bytes().startswith(b"\x89PNG")

@@ -271,6 +271,9 @@ def test_a_run_that_is_done_says_so_and_is_not_shortened(call, finished, tmp_pat
     run = shutil.copytree(finished, tmp_path / "copy")
     code, out, _ = call("--resume", run)
     assert code == 0 and "nothing to do: all 2 epochs are done" in out
+    kept = (run / "config.yaml").read_bytes()
+    assert call("--resume", run, "lr=9")[0] == 0
+    assert (run / "config.yaml").read_bytes() == kept  # which tells what the run was trained with
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     code, _, error = call("--resume", run, "epochs=1")
     assert code == 2 and "has begun 2 epochs already" in error and len(error.splitlines()) == 1

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN")
     parser.add_argument("--picture", default="comparison.png", metavar="FILE", type=Path)
     with one_line_errors() as outcome:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_intermixed_args(argv)
         if not arguments.runs:
             raise UserError("name the folders of the runs: python -m tools.compare runs/*")
         runs = []

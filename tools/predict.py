@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         help="look at each picture once, also mirrored (2), or both also shifted by a pixel (6)",
     )
     with one_line_errors(model.NetworkError) as outcome:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_intermixed_args(argv)
         if not arguments.pictures:
             raise UserError("name some pictures: python -m tools.predict cat.jpg dog.png")
         network = model.ready(checkpoint.load(weights(arguments.run)))
