@@ -309,16 +309,17 @@ def build(name: str, num_classes: int = 10, dropout: float = 0.0) -> Network:
 
 
 @torch.no_grad()
-def refusal(network: nn.Module, size: int) -> str:
-    """Why the network cannot take images of `size`×`size` pixels, empty if it can.
+def refusal(network: nn.Module, size: int, num_classes: int) -> str:
+    """Why the network gives no logits of images of `size`×`size` pixels, empty if it does.
 
-    With nn.Linear at the end it takes only one size.
+    With nn.Linear at the end it takes only one size; without pooling it gives more than one for a class.
     """
     try:
-        copy.deepcopy(network).eval()(torch.zeros(1, 3, size, size))
+        output = copy.deepcopy(network).eval()(torch.zeros(1, 3, size, size))
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return ""
+    shape = "×".join(map(str, output.shape))
+    return "" if output.shape == (1, num_classes) else f"an image gives {shape} values, not 1×{num_classes}"
 
 
 @torch.no_grad()

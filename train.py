@@ -369,9 +369,9 @@ def fresh_network(settings: Settings, loader: Loader, device: torch.device) -> n
     """The network before training, its first convolution whitened if the settings say so."""
     torch.manual_seed(settings.seed)
     network = model.build(settings.network, loader.num_classes, settings.dropout)
-    if reason := model.refusal(network, data.SIZE):
+    if reason := model.refusal(network, data.SIZE, loader.num_classes):
         raise UserError(f"network={settings.network}: fails on images of {data.SIZE} pixels ({reason})")
-    if settings.epochs_on_small and model.refusal(network, settings.small_size):
+    if settings.epochs_on_small and model.refusal(network, settings.small_size, loader.num_classes):
         small = f"images of {settings.small_size} pixels, as the first epochs have"
         raise UserError(f"network={settings.network}: cannot take {small}; set small_epochs=0")
     if settings.whiten:

@@ -42,9 +42,10 @@ FEWEST = 10  # epochs of `accurate` that are worth a run
 class Plan:
     """The time there is, where the runs lie, and the report so far."""
 
-    def __init__(self, minutes: float, out: Path, runs: Path, pairs: list[str]) -> None:
+    def __init__(self, minutes: float, out: Path, runs: Path, pairs: list[str], compiles: bool) -> None:
         self.end = time.monotonic() + 60 * minutes
         self.out, self.runs, self.pairs = out, runs, pairs
+        self.compiles = compiles  # whether torch.compile works here
         self.lines: list[str] = []
         self.failed = False  # whether a training ended with an error
 
@@ -95,8 +96,11 @@ def main(argv: list[str] | None = None) -> int:
         load_data(settings)  # so that mistakes are told first, and all trainings find the data decoded
         runs = Path("runs", f"gpu-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
         runs.mkdir(parents=True)
-        plan = Plan(arguments.minutes, arguments.out, runs, arguments.settings)
+        reason = devices.cannot_compile(device)
+        plan = Plan(arguments.minutes, arguments.out, runs, arguments.settings, compiles=not reason)
         plan.tell(f"# {devices.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+        if reason:
+            plan.tell(f"\ntorch.compile does not work here ({reason})")
         rates: dict[str, float] = {}
         for part in (smoke, fast, partial(measure, rates), partial(accurate, rates)):
             if plan.left() > 0:
@@ -133,7 +137,10 @@ def fast(plan: Plan) -> None:
     plan.tell("\n## fast\n")
     plan.tell("| seed | compile | last epoch | seconds of training | to 85% | whole command |")
     plan.tell("|---|---|---|---|---|---|")
-    for seed, compiled in [*((seed, "off") for seed in range(SEEDS)), (0, "on")]:
+    trainings = [(seed, "off") for seed in range(SEEDS)]
+    if plan.compiles:
+        trainings.append((0, "on"))
+    for seed, compiled in trainings:
         name, began = f"fast-seed{seed}-{compiled}", time.monotonic()
         if plan.train(name, f"seed={seed}", f"compile={compiled}"):
             whole = time.monotonic() - began
@@ -149,7 +156,7 @@ def measure(rates: dict[str, float], plan: Plan) -> None:
     plan.tell("|---|---|---|")
     dataset = throughput.random_images()
     for name in ("fast", "accurate"):
-        for compiled in ("off", "on"):
+        for compiled in ("off", "on") if plan.compiles else ("off",):
             pairs = [*plan.pairs, f"network={name}", f"compile={compiled}", "small_epochs=0", "leave_out=0"]
             settings = configuration.read(pairs)
             training = Training(settings, dataset, devices.pick(settings.device))

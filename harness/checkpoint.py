@@ -28,15 +28,18 @@ def about(settings: Any, info: Info) -> dict[str, Any]:
 
 
 def load(path: Path, whole: bool = False) -> dict[str, Any]:
-    """The checkpoint in `path`, on the CPU; `whole` if a training is to go on from it. Or UserError."""
+    """The checkpoint in a file, or the last weights in the folder of a run, on the CPU. Or UserError.
+
+    `whole` if a training is to go on from it.
+    """
+    if path.is_dir():
+        path = weights_file(path)
     damaged = UserError(f"{path}: is damaged or no checkpoint of this program")
     try:
         file = open(path, "rb")  # noqa: SIM115  closed below
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the file, such as {path / 'last.pt'}") from None
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kinds of files that torch did not write
@@ -127,7 +130,7 @@ def teachers(paths: list[Path], classes: list[str], size: int) -> list[model.Tra
             networks.append(model.ready(saved))
         except model.NetworkError as error:
             raise UserError(f"teachers={path}: {error}") from None
-        if model.refusal(networks[-1], size):
+        if model.refusal(networks[-1], size, len(classes)):
             small = f"images of {size} pixels, as the first epochs have"
             raise UserError(f"teachers={path}: cannot take {small}; set small_epochs=0")
         say(f"teacher   {path}: {saved['network']}")

@@ -232,21 +232,27 @@ def ddp(network: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
 
 
-def compile_in_place(network: nn.Module, device: torch.device) -> None:
-    """Let torch compile the network's passes, in place; where it cannot, a line says why and nothing changes.
+def cannot_compile(device: torch.device) -> str:
+    """Why torch.compile does not work here, empty if it does.
 
-    torch.compile needs a C compiler, on CUDA also Triton and a card of compute capability 7.0. Without them
-    it fails at the first pass, so a small one is tried first.
+    It needs a C compiler, on CUDA also Triton and a card of compute capability 7.0. Without them it fails at
+    the first pass, so a small one is tried.
     """
     try:
         trial = torch.compile(lambda values: values.sin().sum(), dynamic=False)
         trial(torch.ones(1000, device=device, requires_grad=True)).backward()
     except Exception as error:  # torch raises what the compiler it calls tripped over
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        return lines[0] if lines else type(error).__name__
+    return ""
+
+
+def compile_in_place(network: nn.Module, device: torch.device) -> None:
+    """Let torch compile the network's passes; where it cannot, a line says why and nothing changes."""
+    if reason := cannot_compile(device):
         say(f"note: torch.compile does not work here ({reason}); training goes on without it")
-        return
-    network.compile(dynamic=False)
+    else:
+        network.compile(dynamic=False)
 
 
 def broadcast_buffers(network: nn.Module) -> None:

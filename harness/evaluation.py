@@ -17,9 +17,11 @@ def evaluate(settings: Settings, path: Path) -> None:
     """Print the test accuracy of the run in the folder `path`, and draw which classes it takes for which."""
     if devices.world_size() > 1:
         raise UserError("--evaluate needs one device only: start it with python, not torchrun")
-    device, saved = devices.pick(settings.device), checkpoint.load(checkpoint.weights_file(path))
+    device, saved = devices.pick(settings.device), checkpoint.load(path)
     info, _, test = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
     checkpoint.check_network(saved, settings.network, info.classes)
+    if info.scored_on == "held-out" and saved.get("train_digest") != info.train_digest:
+        print("note: the network may have been trained on some of these images")
     network = devices.place(model.ready(saved).network, device)
     images = data.Loader(test, info._replace(mean=saved["mean"], std=saved["std"]), TEST_BATCH, device)
     with torch.no_grad(), devices.autocast(device, settings.precision):

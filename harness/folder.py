@@ -256,7 +256,9 @@ def refuse_other_run(path: Path, resume: Path | None) -> None:
     if "config.yaml" in there and "last.pt" in there:
         go_on = command("python", "train.py", "--resume", path)
         raise UserError(f"{path}: already holds a run; choose another out=, or go on with it: {go_on}")
-    raise UserError(f"{path}: already holds a {there[0]}; choose another out=, or remove that file")
+    raise UserError(
+        f"{path}: already holds a {there[0]}; choose another out=, or remove that file if a run left it"
+    )
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def with_network_of_weights(settings: Settings, chosen: bool) -> Settings:
     network = checkpoint.load_for("weights", path)["network"]
     if chosen and settings.network != network:
         wrong = f"weights={path}: holds {network}, not {settings.network}"
-        raise UserError(f"{wrong}; leave network= out, or give other weights")
+        raise UserError(f"{wrong}; leave one of the two out, or give other weights")
     return dataclasses.replace(settings, network=convert("network", Text(network, str(path))))
 
 

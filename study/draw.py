@@ -163,7 +163,7 @@ def title(layer: nn.Module) -> str:
 
 
 def draw_channel(axes: Axes, seen: Tensor, beside: Tensor) -> None:
-    """The pixels of one channel (SIZE×SIZE of bool), those seen in blue; a frame around those seen beside."""
+    """The pixels of a channel (SIZE×SIZE of bool), those seen in blue; a frame around those seen beside."""
     colours = [[BLUE if pixel else GREY for pixel in row] for row in seen.tolist()]
     for row, column in itertools.product(range(SIZE), range(SIZE)):
         axes.add_patch(Rectangle((column, row), 0.9, 0.9, color=colours[row][column], linewidth=0))
@@ -241,7 +241,7 @@ def first_filters(whitened: Path, learnt: Path) -> Figure:
 
 
 def tiled(filters: Tensor) -> Tensor:
-    """One picture (3×H×W, 0 to 1) of all filters (N×3×h×w), each from -1 to 1 times its largest weight."""
+    """A picture (3×H×W, 0 to 1) of all filters (N×3×h×w), each from -1 to 1 times its largest weight."""
     scaled = 0.5 + filters / (2 * filters.abs().amax((1, 2, 3), keepdim=True))
     return make_grid(scaled, nrow=12, padding=1, pad_value=1)
 

@@ -3,13 +3,11 @@
     python -m study.run --page                                         # the table of the page, no training
     python -m study.run --out runs/mine dataset=folder data_dir=DIR    # the whole study, anew
     python -m study.run --out runs/few --only dense,separable --epochs 12 --seeds 1
-    python -m study.run dataset=folder data_dir=DIR                    # what study/ lacks: a kind you added
 
 Each kind trains for the epochs with each seed, and once for as many epochs as come nearest to the seconds
 that `dense` takes. Called again, it goes on where it was stopped. --out gets metrics.csv, a row for each
 epoch of the runs that came to their end; about.yaml, what all runs have in common; accuracy.png; and the
-run folders, which for study/ lie in runs/convolutions. A new study has the settings of study/about.yaml
-but for those given as name=value.
+run folders. A new study has the settings of study/about.yaml but for those given as name=value.
 """
 
 import io
@@ -50,15 +48,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(model.STUDY), metavar="KINDS")
     parser.add_argument("--epochs", type=int, help=f"{EPOCHS} in a new study")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--out", type=Path, default=table.HERE, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--page", action="store_true", help="print the table of what is there, no more")
     with one_line_errors(data.DataError) as outcome:
         arguments = parser.parse_intermixed_args(argv)
-        kinds, out = arguments.only.split(","), arguments.out
+        kinds, out = arguments.only.split(","), arguments.out or table.HERE
         if unknown := [kind for kind in kinds if kind not in model.STUDY]:
             raise UserError(f"--only {unknown[0]}: choose from {', '.join(model.STUDY)}")
         if arguments.seeds < 1 or arguments.epochs is not None and arguments.epochs < 1:
             raise UserError("--epochs and --seeds must be at least 1")
+        if not arguments.out and not arguments.page:
+            raise UserError(
+                "name a folder for the study with --out, or print the table of the page with --page"
+            )
         if not arguments.page:
             pairs = common_settings(out, arguments.settings)
             begin(out, pairs, arguments.epochs)
@@ -138,7 +140,7 @@ def measure_speeds(out: Path, kinds: list[str], pairs: list[str]) -> int:
     seconds: dict[str, list[float]] = {kind: [] for kind in unknown}
     for number in range(ROUNDS):
         for kind in unknown:
-            folder = folder_of_runs(out) / f"speed-{kind}-{number}"
+            folder = out / f"speed-{kind}-{number}"
             if code := train_in(folder, 1, [*pairs, f"network={kind}", "epochs=1"]):
                 return code
             seconds[kind].append(read_metrics(folder / "metrics.csv")[0].seconds)
@@ -158,7 +160,7 @@ def train_missing(out: Path, kinds: list[str], seeds: int, pairs: list[str]) -> 
     agree("data", source, study.about["data"], out)
     agree("training images", train_images, study.about["train_images"], out)
     for number, run in enumerate(missing, 1):
-        folder = folder_of_runs(out) / run_name(run)
+        folder = out / run_name(run)
         if code := train_in(folder, run.epochs, [*pairs, *own_settings(run)]):
             return code
         rows = read_metrics(folder / "metrics.csv")
@@ -184,11 +186,6 @@ def own_settings(run: Run) -> list[str]:
     gamma = f"gamma={0.02 ** (1 / run.epochs):.4f}"
     pairs = [f"network={run.network}", f"epochs={run.epochs}", gamma, f"seed={run.seed}"]
     return [*pairs, "whiten=false"] if run.purpose == LEARNT_FILTERS else pairs
-
-
-def folder_of_runs(out: Path) -> Path:
-    """Where the run folders of a study lie."""
-    return Path("runs", "convolutions") if out.resolve() == table.HERE else out
 
 
 def run_name(run: Run) -> str:

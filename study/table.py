@@ -158,7 +158,7 @@ def spread(values: list[float]) -> str:
 
 
 def bytes_moved(network: nn.Module) -> int:
-    """Bytes that the layers read and write for one image (3×32×32), forward, in bfloat16, without weights."""
+    """Bytes that layers read and write for one image (3×32×32), forward, in bfloat16, without weights."""
     image = torch.zeros(1, 3, 32, 32)
     with Traffic() as traffic, torch.no_grad():
         network.eval()(image)

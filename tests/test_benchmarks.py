@@ -6,11 +6,12 @@ import sys
 import tarfile
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import train
 from benchmarks import gpu, throughput, time_to_accuracy
-from harness import folder
+from harness import devices, folder
 
 
 def test_configurations_take_turns_and_are_compared(arguments, tmp_path, monkeypatch, capsys):
@@ -65,7 +66,14 @@ def test_bad_input_gets_one_line(tmp_path, capsys):
         assert words in error and len(error.splitlines()) == 1
 
 
-def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, at_step, monkeypatch, capsys):
+def test_every_batch_is_whole_for_a_shorter_one_is_compiled_anew():
+    assert throughput.IMAGES % 1024 == 0
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(
+    pictures, tmp_path, at_step, monkeypatch, capsys, compiles
+):
     def here(plan, name, *arguments):  # in this process, which is quicker
         code = train.main(list(arguments))
         return SimpleNamespace(poll=lambda: None, send_signal=lambda number: None, wait=lambda *_: code)
@@ -76,7 +84,8 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, at
     monkeypatch.setattr(throughput, "IMAGES", 40)
     for name, value in (("SEEDS", 1), ("MEASURED", 0.01), ("START", 0), ("FEWEST", 1)):
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(torch, "compile", None)  # then it goes on without
+    monkeypatch.setattr(devices, "cannot_compile", lambda device: "" if compiles else "no compiler")
+    monkeypatch.setattr(devices, "compile_in_place", lambda network, device: None)
     recipe = tmp_path / "accurate.yaml"
     recipe.write_text("network: s8-strided\nepochs: 2\nstep_size: 1\nsmall_epochs: 0\n")
     monkeypatch.setattr(gpu, "RECIPE", recipe)
@@ -87,12 +96,16 @@ def test_the_gpu_plan_runs_on_a_cpu_and_ends_in_two_files(pictures, tmp_path, at
     report = (tmp_path / "out" / "report.md").read_text()
     assert "stopped: exit code 130, after 1 epochs" in report
     assert "resumed: done, 3 epochs" in report and "did not end" not in report
-    assert len(re.findall(r"^\| 0 \| (?:off|on) \| [\d.]+% \|", report, re.MULTILINE)) == 2
-    assert len(re.findall(r"^\| `(?:fast|accurate)` \| (?:off|on) \| [\d,]+ \|", report, re.MULTILINE)) == 4
+    assert len(re.findall(r"^\| 0 \| (?:off|on) \| [\d.]+% \|", report, re.MULTILINE)) == 1 + compiles
+    assert (
+        len(re.findall(r"^\| `(?:fast|accurate)` \| (?:off|on) \| [\d,]+ \|", report, re.MULTILINE))
+        == 2 + 2 * compiles
+    )
+    assert ("torch.compile does not work here (no compiler)" in report) != compiles
     assert re.search(r"^\| 2 \| [\d.]+% \| [\d.]+ \|", report, re.MULTILINE)
     with tarfile.open(tmp_path / "out" / "runs.tar.gz") as archive:
         names = archive.getnames()
-    for name in ("smoke", "fast-seed0-off", "fast-seed0-on", "accurate"):
+    for name in ("smoke", "fast-seed0-off", *(["fast-seed0-on"] if compiles else []), "accurate"):
         assert {f"runs/{name}/metrics.csv", f"runs/{name}/config.yaml", f"runs/{name}/best.pt"} <= set(names)
 
 

@@ -70,7 +70,7 @@ def place(network, device, memory_format=None):
 def fake(monkeypatch):
     """A Training whose every tensor is on a CUDA device that is not there."""
     monkeypatch.setattr(nn.Module, "to", place)
-    monkeypatch.setattr(model, "refusal", lambda network, size: "")
+    monkeypatch.setattr(model, "refusal", lambda *_: "")
     # deepcopy looks at the memory of a tensor, and a fake one has none.
     monkeypatch.setattr(train.copy, "deepcopy", lambda network: place(model.build("fast"), "cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)

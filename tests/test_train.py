@@ -433,10 +433,10 @@ BAD = {
     "a file as out": ("out={bad}/list.yaml", "is a file"),
     "below a file": ("out={bad}/list.yaml/run", "is a file"),
     "an address": ("--config https://example.org/my.yaml", "give the path"),
-    "a folder as checkpoint": ("--resume {bad}/heap", "last.pt: is a folder"),
+    "a folder as checkpoint": ("--resume {bad}/heap", "last.pt: holds no last.pt"),
     "a file as run": ("--resume {finished}/last.pt", "is a file; give the run folder, "),
     "no path": ("--resume= epochs=2", "empty path"),
-    "a folder as weights": ("weights={finished}", "give the file, such as"),
+    "a folder as weights": ("weights={bad}", "holds no last.pt or weights.pt"),
     "teachers that are not there": (
         "teachers={bad}/no.pt out={bad}/new",
         "no.pt: there is no such file",
@@ -559,16 +559,19 @@ def test_held_out_images_are_scored_and_named(call, arguments, tmp_path):
         assert words in out
     text = (tmp_path / "run" / "metrics.csv").read_text()
     assert text.startswith("epoch,lr,train_loss,train_accuracy,heldout_loss,heldout_accuracy,")
-    assert "held-out accuracy" in call("--evaluate", tmp_path / "run")[1]
+    out = call("--evaluate", tmp_path / "run")[1]
+    assert "held-out accuracy" in out and "may have been trained on" not in out
+    assert "may have been trained on some" in call("--evaluate", tmp_path / "run", "holdout=3")[1]
     assert "test accuracy" in call("--evaluate", tmp_path / "run", "holdout=0")[1]
     assert call("--resume", tmp_path / "run", "holdout=3")[0] == 2
 
 
 def test_a_note_tells_that_held_out_images_may_be_known(call, arguments, finished, tmp_path):
-    known = f"weights={finished / 'best.pt'}"
-    for number, (held_out, told) in enumerate(((6, 1), (0, 0))):
+    for number, (held_out, told, known) in enumerate(((6, 1, finished), (0, 0, finished / "best.pt"))):
         run = f"out={tmp_path / str(number)}"
-        code, out, _ = call(*arguments, "epochs=1", "batch_size=5", known, f"holdout={held_out}", run)
+        code, out, _ = call(
+            *arguments, "epochs=1", "batch_size=5", f"weights={known}", f"holdout={held_out}", run
+        )
         assert code == 0 and out.count("note: weights and teachers must have") == told
 
 
@@ -726,7 +729,9 @@ def test_a_run_made_before_a_setting_existed_goes_on_without_it(call, arguments,
             "on images of 32 pixels (running_mean",
         ),
         ([nn.Flatten(), nn.Linear(3072, 3)], "small_epochs=0", "set whiten=false"),
-        ([nn.Conv2d(3, 9, 3, groups=3), model.AdaptiveAvgPool2d()], "small_epochs=0", "set whiten=false"),
+        ([nn.Conv2d(3, 3, 3, groups=3), model.AdaptiveAvgPool2d()], "small_epochs=0", "set whiten=false"),
+        ([nn.Conv2d(3, 3, 3)], "", "on images of 32 pixels (an image gives 1×2700 values, not 1×3)"),
+        ([nn.Conv2d(3, 5, 3), model.AdaptiveAvgPool2d()], "", "gives 1×5 values, not 1×3"),
     ],
 )
 def test_what_is_wrong_with_a_network_of_ones_own_is_said(

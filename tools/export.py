@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         except ImportError as error:
             raise UserError(f"{error}; pip install {NEEDED}") from None
         settings = configuration.of_run(Path(arguments.run), arguments.settings, resume=False)
-        network = model.ready(checkpoint.load(checkpoint.weights_file(Path(arguments.run))))
+        network = model.ready(checkpoint.load(Path(arguments.run)))
         found = data.load(settings.dataset, settings.data_dir, settings.holdout, settings.seed)
         images = found.test.images[:500] / 255
         write(network, images[:2].contiguous(), path)

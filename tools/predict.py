@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser.parse_intermixed_args(argv)
         if not arguments.pictures:
             raise UserError("name some pictures: python -m tools.predict cat.jpg dog.png")
-        network = model.ready(checkpoint.load(weights(arguments.run)))
+        network = model.ready(checkpoint.load(arguments.run or SHIPPED))
         for picture in files(arguments.pictures):
             try:
                 if os.path.isdir(picture):
@@ -59,13 +59,6 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             print(as_json(picture, answers) if arguments.json else as_text(picture, answers))
     return outcome.code
-
-
-def weights(run: Path | None) -> Path:
-    """The file of weights that --run means, which may be a folder; those shipped without it."""
-    if run is None:
-        return SHIPPED
-    return checkpoint.weights_file(run) if run.is_dir() else run
 
 
 def files(words: Iterable[str]) -> Iterator[Path]:
